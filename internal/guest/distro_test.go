@@ -1,0 +1,131 @@
+package guest
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// files makes a guest of paths and contents.
+func files(t *testing.T, contents map[string]string) *Root {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range contents {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return open(t, dir)
+}
+
+func TestDistro(t *testing.T) {
+	cases := []struct {
+		file, text  string
+		id, version string
+		family      Family
+	}{
+		{"etc/os-release", "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nVERSION_ID=\"12\"\nID=debian\n", "debian", "12", Debian},
+		{"usr/lib/os-release", "ID=ubuntu\nID_LIKE=debian\nVERSION_ID=\"24.04\"\n", "ubuntu", "24.04", Ubuntu},
+		{"etc/os-release", "ID=\"almalinux\"\nID_LIKE=\"rhel centos fedora\"\nVERSION_ID=\"9.4\"\n", "almalinux", "9.4", RHEL},
+		{"etc/os-release", "ID=fedora\nVERSION_ID=43\n", "fedora", "43", Fedora},
+		{"etc/os-release", "ID=\"opensuse-leap\"\nID_LIKE=\"suse opensuse\"\nVERSION_ID=\"15.6\"\n", "opensuse-leap", "15.6", SUSE},
+		{"etc/os-release", "ID=amzn\nID_LIKE=\"centos rhel fedora\"\nVERSION_ID=2\n", "amzn", "2", RHEL},
+		{"etc/os-release", "ID=amzn\nID_LIKE=fedora\nVERSION_ID=2023\n", "amzn", "2023", Fedora},
+		{"etc/os-release", "ID=elementary\nID_LIKE='ubuntu debian'\n", "elementary", "", Ubuntu},
+		{"etc/os-release", "ID=\"openEuler\"\nVERSION_ID=22.03\n", "openeuler", "22.03", RHEL},
+		{"etc/os-release", "ID=arch\n", "arch", "", Arch},
+		{"etc/os-release", "ID=nixos\n", "nixos", "", NixOS},
+		{"etc/os-release", "# ID=debian\nNAME=$(reboot)\nID=toyos\n", "toyos", "", FamilyUnknown},
+		{"etc/redhat-release", "CentOS release 6.10 (Final)\n", "centos", "6.10", RHEL},
+		{"etc/redhat-release", "Red Hat Enterprise Linux Server release 5.11 (Tikanga)\n", "rhel", "5.11", RHEL},
+		{"etc/redhat-release", "Fedora release 14 (Laughlin)\n", "fedora", "14", Fedora},
+		{"etc/debian_version", "6.0.10\n", "debian", "6.0.10", Debian},
+		{"etc/lsb-release", "DISTRIB_ID=Ubuntu\nDISTRIB_RELEASE=10.04\n", "ubuntu", "10.04", Ubuntu},
+		{"etc/SuSE-release", "SUSE Linux Enterprise Server 11 (x86_64)\nVERSION = 11\nPATCHLEVEL = 4\n", "suse", "11", SUSE},
+		{"etc/arch-release", "", "arch", "", Arch},
+		{"etc/alpine-release", "2.7.9\n", "alpine", "2.7.9", Alpine},
+		{"etc/gentoo-release", "Gentoo Base System release 2.2\n", "gentoo", "2.2", Gentoo},
+		{"etc/motd", "", "", "", FamilyUnknown},
+	}
+	for _, c := range cases {
+		d := files(t, map[string]string{c.file: c.text}).Distro()
+		if d.ID != c.id || d.VersionID != c.version || d.Family != c.family {
+			t.Errorf("%s %q: got %+v", c.file, c.text, d)
+		}
+	}
+}
+
+func TestDistroOrder(t *testing.T) {
+	root := files(t, map[string]string{"etc/redhat-release": "CentOS release 6.4", "etc/oracle-release": "Oracle Linux Server release 6.4", "etc/debian_version": "7"})
+	if d := root.Distro(); d.ID != "ol" || d.Source != "/etc/oracle-release" {
+		t.Errorf("got %+v", d)
+	}
+}
+
+func TestIsRoot(t *testing.T) {
+	cases := []struct {
+		entries []string
+		want    bool
+	}{
+		{[]string{"etc/fstab", "bin -> usr/bin"}, true},
+		{[]string{"etc/hosts", "bin/"}, true},
+		{[]string{"etc/hosts -> ../srv/hosts", "srv/hosts", "bin/"}, true},
+		{[]string{"etc/hosts"}, false},
+		{[]string{"etc/", "bin/"}, false},
+		{[]string{"etc/fstab/", "bin/"}, false},
+		{[]string{"etc/fstab |", "bin/"}, false},
+		{[]string{"etc -> /", "fstab", "bin/"}, false},
+		{[]string{"etc/fstab", "bin -> sbin"}, false},
+		{[]string{"grub/grub.cfg"}, false},
+	}
+	for _, c := range cases {
+		root, _ := tree(t, c.entries...)
+		if got := root.IsRoot(); got != c.want {
+			t.Errorf("%v: %v", c.entries, got)
+		}
+	}
+}
+
+func TestFSTab(t *testing.T) {
+	root := files(t, map[string]string{"etc/fstab": `# comment
+PARTUUID=abc / ext4 rw,discard,x-systemd.growfs 0 1
+  UUID=12-34	/boot/efi	vfat	umask=0077
+LABEL=my\040disk /mnt/a\040b\134c xfs
+#/dev/vdb1 /x ext4
+/dev/vdb1 /two
+
+//server/share /mnt/share cifs  credentials=/x # tail
+`})
+	got, err := root.FSTab()
+	want := []FSTabEntry{
+		{"PARTUUID=abc", "/", "ext4", []string{"rw", "discard", "x-systemd.growfs"}, 2},
+		{"UUID=12-34", "/boot/efi", "vfat", []string{"umask=0077"}, 3},
+		{"LABEL=my disk", "/mnt/a b\\c", "xfs", nil, 4},
+		{"//server/share", "/mnt/share", "cifs", []string{"credentials=/x"}, 8},
+	}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	root = files(t, map[string]string{"etc/fstab": strings.Repeat("a b c\n", 2000)})
+	if _, err := root.FSTab(); err == nil {
+		t.Error("2000 entries were taken")
+	}
+	root = files(t, nil)
+	if _, err := root.FSTab(); !os.IsNotExist(err) && !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func FuzzTexts(f *testing.F) {
+	f.Add("ID=\"x\\\"\nA='b", "UUID=\\040 / ext4 \\999")
+	f.Fuzz(func(t *testing.T, release, fstab string) {
+		osRelease("x", []byte(release))
+		parseFSTab(fstab)
+	})
+}

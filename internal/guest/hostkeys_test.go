@@ -1,0 +1,117 @@
+package guest
+
+import (
+	"io/fs"
+	"strings"
+	"testing"
+
+	"ganeti-instance-image/internal/need"
+	"ganeti-instance-image/internal/run"
+)
+
+func TestReplaceHostKeys(t *testing.T) {
+	need.Root(t)
+	need.Tools(t, "ssh-keygen")
+	root, dir := tree(t, "usr/sbin/sshd", "etc/ssh/ssh_host_dsa_key", "etc/ssh/ssh_host_rsa_key", "etc/ssh/ssh_host_rsa_key.pub",
+		"etc/ssh/ssh_host_ed25519_key -> /etc/target", "etc/target", "etc/ssh/sshd_config", "usr/bin/cloud-init")
+	changes, err := root.ReplaceHostKeys("web.example.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := strings.Join(changes, "\n")
+	for _, kind := range []struct{ name, bits, printed string }{{"rsa", "3072", "RSA"}, {"ecdsa", "256", "ECDSA"}, {"ed25519", "256", "ED25519"}} {
+		file := dir + "/etc/ssh/ssh_host_" + kind.name + "_key"
+		said := keygen(t, "-lf", file)
+		fields := strings.Fields(said)
+		if len(fields) != 4 || fields[0] != kind.bits || fields[2] != "root@web.example.org" || fields[3] != "("+kind.printed+")" {
+			t.Errorf("ssh-keygen -lf: %s", said)
+		}
+		if !strings.Contains(all, fields[1]) {
+			t.Errorf("%s is not in the report:\n%s", fields[1], all)
+		}
+		if public := keygen(t, "-y", "-f", file); public != content(t, file+".pub") {
+			t.Errorf("ssh-keygen -y: %s, the file beside it: %s", public, content(t, file+".pub"))
+		}
+		if private, err := root.Lstat("/etc/ssh/ssh_host_" + kind.name + "_key"); err != nil || private.Mode != 0o600 || private.UID != 0 || private.GID != 0 {
+			t.Errorf("%s: %+v, %v", kind.name, private, err)
+		}
+		if public, err := root.Lstat("/etc/ssh/ssh_host_" + kind.name + "_key.pub"); err != nil || public.Mode != 0o644 {
+			t.Errorf("%s: %+v, %v", kind.name, public, err)
+		}
+	}
+	if root.Exists("/etc/ssh/ssh_host_dsa_key") || !strings.Contains(all, "removed /etc/ssh/ssh_host_dsa_key") {
+		t.Error("the DSA key stayed")
+	}
+	if got := content(t, dir+"/etc/target"); got != "etc/target" {
+		t.Errorf("the key's link was followed: %q", got)
+	}
+	if got := content(t, dir+"/etc/cloud/cloud.cfg.d/zz-ganeti-ssh.cfg"); !strings.Contains(got, "ssh_deletekeys: false\n") {
+		t.Errorf("cloud-init: %q", got)
+	}
+}
+
+func keygen(t *testing.T, args ...string) string {
+	t.Helper()
+	result, err := run.Cmd{What: "judge the key", Argv: append([]string{"ssh-keygen"}, args...)}.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(result.Stdout)
+}
+
+func TestReplaceHostKeysWithoutServer(t *testing.T) {
+	root, dir := tree(t, "etc/ssh/ssh_config", "usr/bin/ssh")
+	changes, err := root.ReplaceHostKeys("a")
+	if err != nil || len(changes) != 1 || !strings.Contains(changes[0], "no OpenSSH server") {
+		t.Errorf("got %v, %v", changes, err)
+	}
+	if got := listing(t, dir+"/etc"); strings.Contains(got, "ssh_host") {
+		t.Error(got)
+	}
+}
+
+func TestHostKeysWhereTheImageHasNone(t *testing.T) {
+	need.Root(t)
+	root, dir := tree(t, "usr/bin/sshd", "etc/")
+	if _, err := root.ReplaceHostKeys("a"); err != nil {
+		t.Fatal(err)
+	}
+	if got := listing(t, dir+"/etc"); strings.Count(got, "ssh/ssh_host_") != 6 || strings.Contains(got, "cloud") {
+		t.Error(got)
+	}
+}
+
+func TestKeyAccess(t *testing.T) {
+	need.Root(t)
+	const group = "root:x:0:\nssh_keys:x:997:\n"
+	cases := []struct {
+		files  map[string]string
+		keysgn fs.FileMode // of ssh-keysign; 0: there is none
+		want   fs.FileMode
+	}{
+		{map[string]string{"etc/group": group, "etc/os-release": "ID=almalinux\nVERSION_ID=9.4\n"}, 0, 0o640},
+		{map[string]string{"etc/group": group, "etc/os-release": "ID=almalinux\nVERSION_ID=10.0\n"}, 0, 0o600},
+		{map[string]string{"etc/group": group, "etc/os-release": "ID=fedora\nVERSION_ID=37\n"}, 0, 0o640},
+		{map[string]string{"etc/group": group, "etc/os-release": "ID=fedora\nVERSION_ID=43\n"}, 0, 0o600},
+		{map[string]string{"etc/group": group, "etc/os-release": "ID=fedora\nVERSION_ID=43\n"}, fs.ModeSetgid | 0o555, 0o640},
+		{map[string]string{"etc/group": group, "etc/os-release": "ID=almalinux\nVERSION_ID=9.4\n"}, fs.ModeSetuid | 0o555, 0o600},
+		{map[string]string{"etc/group": "root:x:0:\n", "etc/os-release": "ID=almalinux\nVERSION_ID=9.4\n"}, 0, 0o600},
+		{map[string]string{"etc/group": "ssh_keys:x:-1:\n", "etc/os-release": "ID=almalinux\nVERSION_ID=9.4\n"}, 0, 0o600},
+	}
+	for i, c := range cases {
+		c.files["usr/sbin/sshd"] = ""
+		root := files(t, c.files)
+		if c.keysgn != 0 {
+			const file = "/usr/libexec/openssh/ssh-keysign"
+			for _, err := range []error{root.MkdirAll("/usr/libexec/openssh", 0o755), root.WriteFile(file, nil, 0), root.Chown(file, 0, 997), root.Chmod(file, c.keysgn)} {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		mode, group := root.keyAccess()
+		if mode != c.want || (group == 997) != (c.want == 0o640) {
+			t.Errorf("case %d: %v and group %d, want %v", i, mode, group, c.want)
+		}
+	}
+}
