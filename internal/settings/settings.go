@@ -1,0 +1,157 @@
+// Package settings says what a site wants: it reads /etc/default, the variant
+// and the OS parameters, checks each value by its kind, and knows of each
+// where it was set. One table (table.go) holds every setting with its kind,
+// default, OS parameter and meaning; the checks, parameters.list, the hooks'
+// environment and the installed default file are made from it.
+//
+// A later source wins: built-in default, SYSCONF/default/ganeti-instance-image,
+// VARIANTS_DIR/VARIANT.conf, OS parameter. An empty value means the built-in
+// default, in each of them. A name the table does not have is the site's own
+// and reaches the hooks as it is.
+//
+// OS parameters come from whoever may add an instance and may be private or
+// secret. So their values, and those of files, which may be made of them,
+// stand in no message: messages name the setting, its place and the rule.
+//
+// Left out: the network files, which package network reads; whether an image,
+// a directory or a subnet that a setting names is there.
+package settings
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"ganeti-instance-image/internal/size"
+)
+
+// Settings is what is wanted for one instance. Its zero value has no origins.
+type Settings struct {
+	CDInstall    bool
+	ImageName    string // one path component
+	ImageType    string // tarball, dump, qemu, qcow2, raw; empty: the one that is there
+	Arch         string
+	ImageDir     string // absolute, as all directories
+	ImageFile    string // an absolute path; empty where a later source names another image
+	ImageURL     string // http or https
+	ImageVerify  bool
+	ImageCleanup bool
+	CacheDir     string
+
+	Swap       bool
+	SwapSize   size.Bytes // 0 only where the instance's memory is not known
+	BootSize   size.Bytes
+	Filesystem string // ext2, ext3, ext4, xfs, btrfs
+	KernelArgs string // one line
+	NoMount    bool
+	Grow       bool // never together with NoMount
+
+	CustomizeDir string
+	OverlaysDir  string
+	Overlay      string // one path component under OverlaysDir
+	NetworksDir  string
+	Subnet       string // one path component under NetworksDir/subnets
+	VariantsDir  string
+	ExportDir    string
+
+	Cinit        Cinit
+	DNSServers   []netip.Addr
+	DNSSearch    []string
+	UserData     string // of the three at most one is set
+	UserDataFile string
+	UserDataURL  string
+
+	AllowURLs      []string // URL prefixes
+	DenyParameters []string // names of OS parameters, with "_"
+	ShellSettings  bool
+	Debug          bool
+	OSImage        bool // Ganeti has written the disk itself (the parameter os-image)
+
+	values   map[string]value // text and origin by name, of known settings and the site's own
+	own      []string         // the site's own names, as they came
+	warnings []string
+}
+
+// Cinit is what cloud-init is told of users; a zero field leaves the image as
+// it is.
+type Cinit struct {
+	User             string
+	SSHKeys          []string // lines of an authorized_keys file
+	SSHPasswordAuth  Tristate
+	DisableRoot      Tristate
+	ManageResolvConf Tristate
+}
+
+// Tristate is a switch that may be left alone.
+type Tristate int
+
+// The states of a Tristate.
+const (
+	Unset Tristate = iota
+	Yes
+	No
+)
+
+// Site is where a site's files are.
+type Site struct {
+	Sysconf    string // as /etc
+	Localstate string // as /var
+}
+
+// Origin is where a value was set.
+type Origin struct {
+	File string // empty where it was not a file
+	Line int    // 0 where the file was evaluated by bash
+	What string // instead of a file: "OS parameter swap", "built-in default"
+}
+
+// String is the origin in words, as in "/etc/default/ganeti-instance-image:12".
+func (o Origin) String() string {
+	switch {
+	case o.File != "" && o.Line > 0:
+		return fmt.Sprintf("%s:%d", o.File, o.Line)
+	case o.File != "":
+		return o.File
+	case o.What != "":
+		return o.What
+	}
+	return builtIn.What
+}
+
+var builtIn = Origin{What: "built-in default"}
+
+// value is a setting as text.
+type value struct {
+	text   string
+	origin Origin
+}
+
+// Origin tells where a setting got its value, for messages.
+func (s *Settings) Origin(name string) Origin {
+	if v, ok := s.values[name]; ok {
+		return v.origin
+	}
+	return builtIn
+}
+
+// Warnings are sentences for the log: what was set and has no effect, and
+// names that look like a slip.
+func (s *Settings) Warnings() []string { return slices.Clone(s.warnings) }
+
+func (s *Settings) warn(format string, args ...any) {
+	s.warnings = append(s.warnings, fmt.Sprintf(format, args...))
+}
+
+// Environ is every setting as NAME=value for the hooks: the known ones with
+// their defaults, switches as yes or no, sizes in MiB, and then the site's own.
+// It has no name that is Ganeti's.
+func (s *Settings) Environ() []string {
+	var environ []string
+	for _, k := range known() {
+		environ = append(environ, k.name+"="+s.values[k.name].text)
+	}
+	for _, name := range s.own {
+		environ = append(environ, name+"="+s.values[name].text)
+	}
+	return environ
+}
