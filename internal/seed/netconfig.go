@@ -1,0 +1,133 @@
+package seed
+
+import (
+	"fmt"
+	"net/netip"
+
+	"ganeti-instance-image/internal/guest"
+	"ganeti-instance-image/internal/network"
+)
+
+// netConfig is a network-config of version 2, which is netplan's format.
+type netConfig struct {
+	Version   int                 `yaml:"version"`
+	Ethernets map[string]ethernet `yaml:"ethernets"`
+}
+
+type ethernet struct {
+	Match          match        `yaml:"match"`
+	SetName        quoted       `yaml:"set-name,omitempty"`
+	DHCP4          bool         `yaml:"dhcp4,omitempty"`
+	DHCP4Overrides *overrides   `yaml:"dhcp4-overrides,omitempty"`
+	DHCP6          bool         `yaml:"dhcp6,omitempty"`
+	DHCP6Overrides *overrides   `yaml:"dhcp6-overrides,omitempty"`
+	AcceptRA       *bool        `yaml:"accept-ra,omitempty"`
+	Addresses      []quoted     `yaml:"addresses,omitempty"`
+	Gateway4       quoted       `yaml:"gateway4,omitempty"`
+	Gateway6       quoted       `yaml:"gateway6,omitempty"`
+	Routes         []route      `yaml:"routes,omitempty"`
+	Nameservers    *nameservers `yaml:"nameservers,omitempty"`
+}
+
+type match struct {
+	MAC quoted `yaml:"macaddress"` // lower case, as cloud-init compares it
+}
+
+type overrides struct {
+	Metric int `yaml:"route-metric"`
+}
+
+type route struct {
+	To     quoted `yaml:"to"` // never "default", which netplan knows since 2021 only
+	Via    quoted `yaml:"via"`
+	OnLink bool   `yaml:"on-link,omitempty"`
+}
+
+type nameservers struct {
+	Addresses []quoted `yaml:"addresses,omitempty"`
+	Search    []quoted `yaml:"search,omitempty"`
+}
+
+func networkConfig(nics []network.NIC, guest guest.CloudInit) netConfig {
+	config := netConfig{Version: 2, Ethernets: map[string]ethernet{}}
+	for _, nic := range nics {
+		config.Ethernets[nic.Name] = describe(nic, guest)
+	}
+	return config
+}
+
+func describe(nic network.NIC, guest guest.CloudInit) ethernet {
+	e := ethernet{
+		Match:     match{MAC: quoted(nic.MAC.String())},
+		DHCP4:     nic.DHCP4,
+		DHCP6:     nic.DHCP6 && guest.Renderer != "eni",
+		Addresses: quoteAll(nic.Addresses, netip.Prefix.String),
+	}
+	if needsName(guest) {
+		e.SetName = quoted(fmt.Sprintf("eth%d", nic.Index))
+	}
+	if nic.NoRA {
+		e.AcceptRA = new(false)
+	}
+	if nic.Metric > 0 && e.DHCP4 {
+		e.DHCP4Overrides = &overrides{nic.Metric}
+	}
+	if nic.Metric > 0 && e.DHCP6 {
+		e.DHCP6Overrides = &overrides{nic.Metric}
+	}
+	if len(nic.DNS)+len(nic.Search) > 0 {
+		e.Nameservers = &nameservers{
+			Addresses: quoteAll(nic.DNS, netip.Addr.String),
+			Search:    quoteAll(nic.Search, same),
+		}
+	}
+	if losesRoutes(nic, guest) {
+		e.setGateways(nic.Routes)
+	} else {
+		e.setRoutes(nic.Routes)
+	}
+	return e
+}
+
+// needsName tells whether a NIC must be renamed to be found. netplan matches
+// the MAC itself, and cloud-init looks the name up by it since 22.3; before,
+// it took the label in our file for the name. It is not done where it need not
+// be: a renaming that fails, as after a MAC was changed, takes the whole
+// network with it.
+func needsName(guest guest.CloudInit) bool {
+	old := guest.Major > 0 && (guest.Major < 22 || guest.Major == 22 && guest.Minor < 3)
+	return old && guest.Renderer != "netplan"
+}
+
+// losesRoutes tells whether the default routes must be written as gateway4 and
+// gateway6. netplan calls these deprecated and has no on-link for them; but all
+// of cloud-init's own renderers drop on-link from routes (ifupdown and networkd
+// add it to a gateway), and that for NetworkManager files an IPv6 route under
+// IPv4 until 24.1.
+func losesRoutes(nic network.NIC, guest guest.CloudInit) bool {
+	if guest.Renderer == "" || guest.Renderer == "netplan" {
+		return false
+	}
+	for _, r := range nic.Routes {
+		if r.OnLink || len(nic.Routes) > 1 {
+			return true
+		}
+	}
+	return false
+}
+
+func (e *ethernet) setGateways(routes []network.Route) {
+	for _, r := range routes {
+		if r.Via.Is4() {
+			e.Gateway4 = quoted(r.Via.String())
+		} else {
+			e.Gateway6 = quoted(r.Via.String())
+		}
+	}
+}
+
+func (e *ethernet) setRoutes(routes []network.Route) {
+	for _, r := range routes {
+		e.Routes = append(e.Routes, route{To: quoted(r.To.String()), Via: quoted(r.Via.String()), OnLink: r.OnLink})
+	}
+}

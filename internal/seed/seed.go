@@ -1,0 +1,162 @@
+// Package seed makes the NoCloud seed that cloud-init reads in the guest: the
+// instance's identity, its network, the site's users and the site's user-data.
+//
+// Left out: the seed as a disk of its own, and reading user-data from where it
+// is kept; the caller hands its bytes over.
+package seed
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+
+	"go.yaml.in/yaml/v3"
+
+	"ganeti-instance-image/internal/guest"
+	"ganeti-instance-image/internal/network"
+	"ganeti-instance-image/internal/osapi"
+	"ganeti-instance-image/internal/settings"
+)
+
+// File is one file of a seed.
+type File struct {
+	Name string // meta-data, user-data, vendor-data or network-config
+	Data []byte
+}
+
+// Facts is what a seed depends on besides the settings.
+type Facts struct {
+	UserData  []byte          // the site's user-data, whole, of any kind cloud-init takes; may be empty
+	Bash      bool            // the guest has /bin/bash
+	CloudInit guest.CloudInit // the guest's; its zero value means a current one that uses netplan
+}
+
+// noUserData stands for absent user-data: a seed without the file is no seed.
+const noUserData = "#cloud-config\n{}\n"
+
+// Files makes the seed. Its instance-id is the instance's UUID, which Ganeti
+// keeps over restart, rename and reinstall, or the name where API 10 gives no
+// UUID. What the settings ask for goes to vendor-data, over which all that
+// user-data says wins; where they ask for nothing there is no vendor-data.
+func Files(s *settings.Settings, inst osapi.Instance, nics []network.NIC, facts Facts) ([]File, error) {
+	id := inst.UUID
+	if id == "" {
+		id = inst.Name
+	}
+	meta, err := encode("", metaData{InstanceID: quoted(id), Hostname: quoted(inst.Name)})
+	if err != nil {
+		return nil, err
+	}
+	netconf, err := encode("", networkConfig(nics, facts.CloudInit))
+	if err != nil {
+		return nil, err
+	}
+	user := facts.UserData
+	if len(bytes.TrimSpace(user)) == 0 {
+		user = []byte(noUserData)
+	}
+	files := []File{{"meta-data", meta}, {"user-data", user}, {"network-config", netconf}}
+	if vendor := vendorConfig(s, facts.Bash); vendor.any {
+		data, err := encode("#cloud-config\n", vendor)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, File{"vendor-data", data})
+	}
+	return files, nil
+}
+
+func encode(header string, v any) ([]byte, error) {
+	out := bytes.NewBufferString(header)
+	e := yaml.NewEncoder(out)
+	e.SetIndent(2)
+	if err := e.Encode(v); err != nil {
+		return nil, fmt.Errorf("cannot write the cloud-init seed: %w", err)
+	}
+	return out.Bytes(), nil
+}
+
+// quoted is a string that is always written in quotes: to a reader of YAML 1.1
+// 11:22:33:44:55:10 is a number, and "no" is not a word.
+type quoted string
+
+// MarshalYAML makes the encoder quote the string.
+func (q quoted) MarshalYAML() (any, error) {
+	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Style: yaml.DoubleQuotedStyle, Value: string(q)}, nil
+}
+
+func quoteAll[T any](list []T, text func(T) string) []quoted {
+	var out []quoted
+	for _, v := range list {
+		out = append(out, quoted(text(v)))
+	}
+	return out
+}
+
+func same(text string) string { return text }
+
+type metaData struct {
+	InstanceID quoted `yaml:"instance-id"`
+	Hostname   quoted `yaml:"local-hostname"`
+}
+
+// vendorData is the cloud-config that the CINIT_ settings make.
+type vendorData struct {
+	Users             []user      `yaml:"users,omitempty"`
+	SSHAuthorizedKeys []quoted    `yaml:"ssh_authorized_keys,omitempty"`
+	SSHPasswordAuth   *bool       `yaml:"ssh_pwauth,omitempty"`
+	DisableRoot       *bool       `yaml:"disable_root,omitempty"`
+	ManageResolvConf  *bool       `yaml:"manage_resolv_conf,omitempty"`
+	ResolvConf        *resolvConf `yaml:"resolv_conf,omitempty"`
+
+	any bool
+}
+
+type user struct {
+	Name              quoted   `yaml:"name"`
+	Sudo              quoted   `yaml:"sudo"`
+	Shell             quoted   `yaml:"shell,omitempty"`
+	LockPassword      bool     `yaml:"lock_passwd"`
+	SSHAuthorizedKeys []quoted `yaml:"ssh_authorized_keys,omitempty"`
+}
+
+type resolvConf struct {
+	Nameservers   []quoted `yaml:"nameservers,omitempty"`
+	SearchDomains []quoted `yaml:"searchdomains,omitempty"`
+}
+
+func vendorConfig(s *settings.Settings, bash bool) vendorData {
+	v := vendorData{
+		SSHPasswordAuth:  yesNo(s.Cinit.SSHPasswordAuth),
+		DisableRoot:      yesNo(s.Cinit.DisableRoot),
+		ManageResolvConf: yesNo(s.Cinit.ManageResolvConf),
+	}
+	keys := quoteAll(s.Cinit.SSHKeys, same)
+	if s.Cinit.User != "" {
+		u := user{Name: quoted(s.Cinit.User), Sudo: "ALL=(ALL) NOPASSWD:ALL", LockPassword: true, SSHAuthorizedKeys: keys}
+		if bash {
+			u.Shell = "/bin/bash"
+		}
+		v.Users = []user{u}
+	} else {
+		v.SSHAuthorizedKeys = keys // of the image's default user
+	}
+	if v.ManageResolvConf != nil && *v.ManageResolvConf && len(s.DNSServers)+len(s.DNSSearch) > 0 {
+		v.ResolvConf = &resolvConf{
+			Nameservers:   quoteAll(s.DNSServers, netip.Addr.String),
+			SearchDomains: quoteAll(s.DNSSearch, same),
+		}
+	}
+	v.any = len(v.Users) > 0 || len(keys) > 0 || v.SSHPasswordAuth != nil || v.DisableRoot != nil || v.ManageResolvConf != nil
+	return v
+}
+
+func yesNo(t settings.Tristate) *bool {
+	switch t {
+	case settings.Yes:
+		return new(true)
+	case settings.No:
+		return new(false)
+	}
+	return nil
+}
