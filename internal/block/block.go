@@ -167,6 +167,12 @@ func (d *Device) Sync() error {
 	return nil
 }
 
+// StartWriteback has the kernel begin to store a range that was written, while
+// more is; it is a hint, and Sync tells whether all was stored.
+func (d *Device) StartWriteback(off, n size.Bytes) {
+	_ = unix.SyncFileRange(int(d.file.Fd()), int64(off), int64(n), unix.SYNC_FILE_RANGE_WRITE)
+}
+
 // Apply writes the plan for a partition table, each step flushed as it asks.
 func (d *Device) Apply(plan layout.Plan) error {
 	for _, w := range plan.Writes {

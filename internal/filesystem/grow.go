@@ -25,6 +25,9 @@ var ErrLeftToGuest = errors.New("it is left to the guest")
 // minGain is what is worth the check of a whole filesystem.
 const minGain = 64 * size.KiB
 
+// minBtrfs is the kernel's lower limit for a btrfs device that is resized.
+const minBtrfs = 256 * size.MiB
+
 // growers lists the kinds that Grow grows.
 var growers = map[Kind]func(ctx context.Context, dev string, info Info, dir string) error{
 	Ext2:  growExt,
@@ -84,6 +87,9 @@ func grow(ctx context.Context, dev string, info Info, dir string) error {
 	if room-info.Size < minGain {
 		slog.Debug("the filesystem fills its partition already", "device", dev)
 		return nil
+	}
+	if info.Kind == Btrfs && room < minBtrfs {
+		return fmt.Errorf("%w: the kernel resizes no btrfs below %v", ErrLeftToGuest, minBtrfs)
 	}
 	start := time.Now()
 	if err := grower(ctx, dev, info, dir); err != nil {

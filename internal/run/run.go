@@ -24,6 +24,7 @@ const Path = "/usr/sbin:/usr/bin:/sbin:/bin"
 const (
 	stdoutLimit = 16 << 20 // bytes of standard output kept
 	stderrLimit = 4 << 10  // bytes of standard error kept, the last ones
+	saidLimit   = 800      // bytes of it in an error's text
 )
 
 // Cmd is one program to run.
@@ -54,8 +55,9 @@ type Error struct {
 
 func (e *Error) Error() string {
 	text := fmt.Sprintf("cannot %s: %s: %v", e.What, strings.Join(e.Argv, " "), e.Err)
+	// Ganeti shows the last 4096 bytes of a log; the rest must fit too.
 	if said := strings.Join(strings.Fields(e.Stderr), " "); said != "" {
-		text += ": " + said
+		text += ": " + said[max(0, len(said)-saidLimit):]
 	}
 	return text
 }

@@ -1,0 +1,78 @@
+// Package admin holds the operations of ganeti-image, the administrator's tool
+// on a node.
+//
+// Left out in this version: capturing images, and the image store.
+package admin
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+
+	"ganeti-instance-image/internal/hook"
+	"ganeti-instance-image/internal/osapi"
+	"ganeti-instance-image/internal/osscript"
+	"ganeti-instance-image/internal/settings"
+)
+
+// Hooks lists the node's hooks and what state each is in.
+func Hooks(ctx context.Context, site settings.Site, environ []string, out io.Writer) error {
+	dir, hooks, err := siteHooks(ctx, site, environ)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "Hooks in %s, in the order they run:\n", dir)
+	for _, h := range hooks {
+		state := "off"
+		if h.Enabled {
+			state = "on"
+		}
+		fmt.Fprintf(out, "  %-4s %-16s %s\n", state, h.Name, describe(h))
+	}
+	return nil
+}
+
+func describe(h hook.Hook) string {
+	if !h.Ours {
+		return "the site's own"
+	}
+	for _, b := range osscript.Builtins {
+		if b.Name == h.Name {
+			return b.What
+		}
+	}
+	return ""
+}
+
+// SwitchHooks enables or disables hooks by name, all of them or, where one is
+// not there, none.
+func SwitchHooks(ctx context.Context, site settings.Site, environ, names []string, enable bool) error {
+	dir, hooks, err := siteHooks(ctx, site, environ)
+	if err != nil {
+		return err
+	}
+	var chosen []hook.Hook
+	for _, name := range names {
+		i := slices.IndexFunc(hooks, func(h hook.Hook) bool { return h.Name == name })
+		if i < 0 {
+			return fmt.Errorf("cannot switch the hook %q: it is not in %s; see: ganeti-image hooks list", name, dir)
+		}
+		chosen = append(chosen, hooks[i])
+	}
+	for _, h := range chosen {
+		if err := hook.SetEnabled(h, enable); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func siteHooks(ctx context.Context, site settings.Site, environ []string) (string, []hook.Hook, error) {
+	set, err := settings.Load(ctx, site, osapi.Instance{}, environ)
+	if err != nil {
+		return "", nil, err
+	}
+	hooks, err := hook.List(set.CustomizeDir)
+	return set.CustomizeDir, hooks, err
+}

@@ -1,0 +1,413 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"ganeti-instance-image/internal/block"
+	"ganeti-instance-image/internal/filesystem"
+	"ganeti-instance-image/internal/guest"
+	"ganeti-instance-image/internal/layout"
+	"ganeti-instance-image/internal/size"
+	"ganeti-instance-image/internal/undo"
+)
+
+// Part is a piece of the disk that holds a file system.
+type Part struct {
+	layout.Partition // the whole disk, with number 0, where there is no table
+	Info             filesystem.Info
+	Device           string // the loop device over it; "" until it is attached
+}
+
+// Tree is a guest's file systems, mounted as the guest itself would mount them.
+type Tree struct {
+	Dir  string // where the root is mounted
+	Root *guest.Root
+	// RootPart and BootPart are the partitions of / and /boot. BootPart is
+	// nil where /boot is a directory of the root file system.
+	RootPart, BootPart *Part
+
+	disk  *block.Device
+	table *layout.Table
+	parts []*Part
+	flags uintptr
+	own   []string // what we mounted, in order
+	steps *undo.Stack
+}
+
+// Options are choices for a whole tree.
+type Options struct {
+	// Trusted lets device nodes and set-id programs of the guest act, for a
+	// site's own hooks that chroot into it.
+	Trusted bool
+}
+
+// ErrNoRoot says that no file system of the disk is the root of a Linux system.
+var ErrNoRoot = errors.New("the disk has no root file system of a Linux system")
+
+// Open finds the root file system of the disk, mounts it and what its fstab
+// names on the same disk below RunDir, and pushes the reverse of each step to
+// steps. The table is the disk's; nil means a file system without one. The
+// root is looked for from the last partition by position to the first, since
+// it is the last one on almost every cloud image. Where every file system could
+// be looked at and none is a root, the error wraps ErrNoRoot.
+func Open(ctx context.Context, disk *block.Device, table *layout.Table, options Options, steps *undo.Stack) (*Tree, error) {
+	t := &Tree{Dir: filepath.Join(RunDir, "target"), disk: disk, table: table, flags: unix.MS_NOATIME, steps: steps}
+	if !options.Trusted {
+		t.flags |= unix.MS_NOSUID | unix.MS_NODEV
+	}
+	if err := os.MkdirAll(t.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("cannot make the mount point: %w", err)
+	}
+	if err := t.probe(); err != nil {
+		return nil, err
+	}
+	if err := t.findRoot(ctx); err != nil {
+		return nil, err
+	}
+	if err := t.openRoot(); err != nil {
+		return nil, err
+	}
+	return t, t.mountFSTab(ctx)
+}
+
+// probe finds out what each partition holds.
+func (t *Tree) probe() error {
+	for _, p := range Partitions(t.disk, t.table) {
+		info, err := filesystem.Probe(io.NewSectionReader(t.disk, int64(p.Start), int64(p.Length)), p.Length)
+		if err != nil {
+			return fmt.Errorf("cannot tell what partition %d holds: %w", p.Number, err)
+		}
+		t.parts = append(t.parts, &Part{Partition: p, Info: info})
+	}
+	return nil
+}
+
+// Partitions returns the partitions of a table, or the whole disk as number 0
+// where there is none, in the order of their positions.
+func Partitions(disk *block.Device, table *layout.Table) []layout.Partition {
+	if table == nil {
+		return []layout.Partition{{Length: disk.Size()}}
+	}
+	return table.Partitions
+}
+
+// subvolumes are where distributions without a default btrfs subvolume keep
+// their root: Fedora, Ubuntu and Debian's installer.
+var subvolumes = []string{"", "root", "@", "@rootfs"}
+
+// findRoot mounts the root file system on t.Dir.
+func (t *Tree) findRoot(ctx context.Context) error {
+	var failed []error
+	for _, part := range slices.Backward(t.parts) {
+		if !part.Info.Kind.Growable() {
+			continue // what has a root on it is what can grow
+		}
+		candidates := []string{""}
+		if part.Info.Kind == filesystem.Btrfs {
+			candidates = subvolumes
+		}
+		for _, subvolume := range candidates {
+			if err := ctx.Err(); err != nil {
+				return context.Cause(ctx)
+			}
+			found, err := t.tryRoot(ctx, part, subvolume)
+			if found {
+				t.RootPart = part
+				slog.Info("mounted the root file system", "partition", part.Number, "type", part.Info.Kind, "subvolume", subvolume)
+				return nil
+			}
+			if err != nil {
+				failed = append(failed, err)
+			}
+		}
+	}
+	if len(failed) > 0 {
+		return fmt.Errorf("cannot look for the root file system: %w", errors.Join(failed...))
+	}
+	return ErrNoRoot
+}
+
+// tryRoot mounts the file system on t.Dir and leaves it there if it is a root.
+func (t *Tree) tryRoot(ctx context.Context, part *Part, subvolume string) (bool, error) {
+	if err := t.attach(ctx, part); err != nil {
+		return false, err
+	}
+	var options []string
+	if subvolume != "" {
+		options = []string{"subvol=" + subvolume}
+	}
+	if err := t.mount(part, t.Dir, options); err != nil {
+		if subvolume != "" && errors.Is(err, unix.ENOENT) {
+			return false, nil
+		}
+		return false, err
+	}
+	root, err := guest.Open(t.Dir)
+	if err == nil {
+		isRoot := root.IsRoot()
+		err = root.Close()
+		if isRoot && err == nil {
+			t.keep(t.Dir)
+			return true, nil
+		}
+	}
+	if e := unmount(t.Dir); e != nil {
+		return false, fmt.Errorf("cannot unmount %s: %w", t.Dir, e)
+	}
+	return false, err
+}
+
+// attach makes the loop device over a partition. The disk's own partition
+// nodes, where the kernel has any, are not used: a loop device at an offset
+// works on every kind of disk, does not wait for udev, and goes by itself.
+func (t *Tree) attach(ctx context.Context, part *Part) error {
+	if part.Device != "" {
+		return nil
+	}
+	if twin := t.twin(part); twin != nil {
+		return fmt.Errorf("cannot mount partition %d: it has the same UUID (%s) as partition %d", part.Number, part.Info.UUID, twin.Number)
+	}
+	unlock, err := filesystem.Lock(ctx, part.Info)
+	if err != nil {
+		return err
+	}
+	t.steps.Push("unlock the file system's UUID", unlock)
+	sector := size.Bytes(512)
+	if t.table != nil {
+		sector = t.table.SectorSize
+	}
+	loop, err := block.Attach(t.disk.Path(), part.Start, part.Length, sector, false)
+	if err != nil {
+		return err
+	}
+	part.Device = loop.Path()
+	t.steps.Push("detach "+part.Device, loop.Detach)
+	return nil
+}
+
+// twin returns a btrfs of the same UUID that is attached already: kernels cannot
+// tell the two apart.
+func (t *Tree) twin(part *Part) *Part {
+	for _, other := range t.parts {
+		if other.Device != "" && part.Info.Kind == filesystem.Btrfs && other.Info.UUID == part.Info.UUID {
+			return other
+		}
+	}
+	return nil
+}
+
+func (t *Tree) mount(part *Part, dir string, options []string) error {
+	if part.Info.Apart != "" {
+		return fmt.Errorf("cannot mount partition %d (%s): %s", part.Number, part.Info.Kind, part.Info.Apart)
+	}
+	options = append(options, filesystem.MountOptions(part.Info.Kind)...)
+	err := unix.Mount(part.Device, dir, string(part.Info.Kind), t.flags, strings.Join(options, ","))
+	if err != nil {
+		return fmt.Errorf("cannot mount partition %d (%s): %w", part.Number, part.Info.Kind, err)
+	}
+	return nil
+}
+
+// keep has dir unmounted at the end.
+func (t *Tree) keep(dir string) {
+	t.own = append(t.own, dir)
+	t.steps.Push("unmount "+dir, func() error { return unmount(dir) })
+}
+
+func (t *Tree) openRoot() error {
+	root, err := guest.Open(t.Dir)
+	if err != nil {
+		return err
+	}
+	t.Root = root
+	t.steps.Push("close the guest's root", root.Close)
+	return nil
+}
+
+// mountFSTab mounts what the guest's fstab names and this disk has. What it
+// names and is not here, or what this node cannot mount, is left out: only
+// /boot and what hooks write to matter, and the log says which were left.
+func (t *Tree) mountFSTab(ctx context.Context) error {
+	entries, err := t.Root.FSTab()
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	slices.SortStableFunc(entries, func(a, b guest.FSTabEntry) int {
+		return strings.Count(path.Clean(a.Mountpoint), "/") - strings.Count(path.Clean(b.Mountpoint), "/")
+	})
+	for _, entry := range entries {
+		if err := t.mountEntry(ctx, entry); err != nil {
+			slog.Warn("left a file system of the guest's fstab unmounted", "mountpoint", entry.Mountpoint, "cause", err)
+		}
+	}
+	return nil
+}
+
+func (t *Tree) mountEntry(ctx context.Context, entry guest.FSTabEntry) error {
+	target := path.Clean(entry.Mountpoint)
+	if !path.IsAbs(target) || target == "/" {
+		return nil
+	}
+	part := t.find(entry.Device)
+	if part == nil && filesystem.Kind(entry.Type).Mountable() {
+		return fmt.Errorf("this disk has no %s", entry.Device)
+	}
+	if part == nil || !part.Info.Kind.Mountable() {
+		return nil
+	}
+	if err := t.attach(ctx, part); err != nil {
+		return err
+	}
+	dir, err := t.Root.OpenDir(target)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	// The kernel resolves this link to the very directory that was opened
+	// inside the guest, so no link of the guest's leads the mount elsewhere.
+	at := "/proc/self/fd/" + strconv.Itoa(int(dir.Fd()))
+	where, err := os.Readlink(at)
+	if err != nil {
+		return err
+	}
+	if err := t.mount(part, at, subvolumeOf(entry.Options)); err != nil {
+		return err
+	}
+	t.keep(where)
+	if target == "/boot" && part != t.RootPart {
+		t.BootPart = part
+	}
+	return nil
+}
+
+// subvolumeOf keeps the one kind of option that decides which tree is mounted.
+func subvolumeOf(options []string) []string {
+	return slices.DeleteFunc(slices.Clone(options), func(o string) bool {
+		return !strings.HasPrefix(o, "subvol=") && !strings.HasPrefix(o, "subvolid=")
+	})
+}
+
+// find returns the partition that the first field of an fstab line means, or
+// nil. A device name counts by its partition number only.
+func (t *Tree) find(spec string) *Part {
+	tag, value, tagged := strings.Cut(bySymlink(spec), "=")
+	value = strings.Trim(value, `"`)
+	for _, p := range t.parts {
+		switch {
+		case tagged && tag == "UUID" && strings.EqualFold(p.Info.UUID, value),
+			tagged && tag == "LABEL" && p.Info.Label == value,
+			tagged && tag == "PARTUUID" && strings.EqualFold(p.PartUUID(t.table), value),
+			tagged && tag == "PARTLABEL" && p.Name == value,
+			!tagged && p.Number > 0 && isDisk0Partition(spec, p.Number):
+			return p
+		}
+	}
+	return nil
+}
+
+// bySymlink turns udev's /dev/disk/by-uuid/X, as installers write it, into
+// UUID=X, and so for the other three.
+func bySymlink(spec string) string {
+	rest, ok := strings.CutPrefix(spec, "/dev/disk/by-")
+	kind, name, found := strings.Cut(rest, "/")
+	if !ok || !found || !slices.Contains([]string{"uuid", "label", "partuuid", "partlabel"}, kind) {
+		return spec
+	}
+	return strings.ToUpper(kind) + "=" + strings.ReplaceAll(name, `\x20`, " ")
+}
+
+// PartUUID returns the PARTUUID of the partition as the kernel writes it.
+func (p *Part) PartUUID(table *layout.Table) string {
+	if table == nil || p.Number == 0 {
+		return ""
+	}
+	return table.PartUUID(p.Partition)
+}
+
+// isDisk0Partition tells whether a device name is that of a partition of a
+// guest's first disk, whatever its bus: /dev/vda3, /dev/sda3, /dev/xvda3.
+func isDisk0Partition(name string, number int) bool {
+	for _, disk := range []string{"vda", "sda", "xvda", "hda", "nvme0n1p", "mmcblk0p"} {
+		if name == "/dev/"+disk+strconv.Itoa(number) {
+			return true
+		}
+	}
+	return false
+}
+
+// ReleaseForeign unmounts what others, such as a hook, mounted below the tree
+// and left there, and returns where it was.
+func (t *Tree) ReleaseForeign() ([]string, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(t.Dir))
+	if err != nil {
+		return nil, fmt.Errorf("cannot list what is mounted below %s: %w", t.Dir, err)
+	}
+	var released []string
+	var errs []error
+	for _, m := range slices.Backward(mounts) {
+		if slices.Contains(t.own, m.Mountpoint) {
+			continue
+		}
+		if err := unmount(m.Mountpoint); err != nil {
+			errs = append(errs, fmt.Errorf("cannot unmount %s, which a hook left mounted: %w", m.Mountpoint, err))
+			continue
+		}
+		released = append(released, m.Mountpoint)
+	}
+	return released, errors.Join(errs...)
+}
+
+// unmount unmounts dir; where it is busy the error names who holds it.
+func unmount(dir string) error {
+	err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%w, held by %s", err, holders(dir))
+	}
+	return err
+}
+
+// holders names the processes that have their root, directory, program or an
+// open file below dir, as "pid (name), ...".
+func holders(dir string) string {
+	links, _ := filepath.Glob("/proc/[0-9]*/cwd")
+	more, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, name := range []string{"root", "exe"} {
+		other, _ := filepath.Glob("/proc/[0-9]*/" + name)
+		more = append(more, other...)
+	}
+	found := map[string]bool{}
+	for _, link := range append(links, more...) {
+		where, err := os.Readlink(link)
+		if err != nil || where != dir && !strings.HasPrefix(where, dir+"/") {
+			continue
+		}
+		pid := strings.Split(link, "/")[2]
+		name, _ := os.ReadFile("/proc/" + pid + "/comm")
+		found[pid+" ("+strings.TrimSpace(string(name))+")"] = true
+	}
+	if len(found) == 0 {
+		return "no process that can be seen"
+	}
+	var list []string
+	for holder := range found {
+		list = append(list, holder)
+	}
+	slices.Sort(list)
+	return strings.Join(list, ", ")
+}

@@ -1,0 +1,199 @@
+package osscript
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"ganeti-instance-image/internal/block"
+	"ganeti-instance-image/internal/hook"
+	"ganeti-instance-image/internal/mount"
+	"ganeti-instance-image/internal/network"
+	"ganeti-instance-image/internal/undo"
+)
+
+// userDataVariable hands the site's user-data, read before the disk was
+// touched, to the hook cloud-init: it names a file in mount.RunDir.
+const userDataVariable = "INSTANCE_IMAGE_USER_DATA"
+
+// checkHooks reads what the enabled hooks of ours will need, so that a fault in
+// it is found while the disk is as it was.
+func (c *creation) checkHooks(ctx context.Context) (err error) {
+	for _, h := range c.hooks {
+		b, ours := builtin(h.Name)
+		if !h.Ours || !ours {
+			continue
+		}
+		if b.run == nil {
+			return classify(Refused, fmt.Errorf("cannot run the hook %s: this version does not bring it yet; disable it with: ganeti-image hooks disable %s", h.Name, h.Name))
+		}
+		if b.check != nil {
+			if err := b.check(ctx, c); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func checkCloudInit(ctx context.Context, c *creation) (err error) {
+	if _, err := network.Plan(ctx, c.set, c.inst); err != nil {
+		return err
+	}
+	c.userData, err = readUserData(ctx, c.set)
+	return err
+}
+
+func checkOverlays(_ context.Context, c *creation) error {
+	if c.set.Overlay == "" {
+		return nil
+	}
+	dir := filepath.Join(c.set.OverlaysDir, c.set.Overlay)
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		return fmt.Errorf("cannot use the overlay that %s names: there is no directory %s on this node", c.set.Origin("OVERLAY"), dir)
+	}
+	return nil
+}
+
+// customise runs the enabled hooks on the mounted guest.
+func (c *creation) customise(ctx context.Context) (err error) {
+	if c.set.NoMount {
+		return nil
+	}
+	sayWhatStays(c.hooks)
+	if len(c.hooks) == 0 {
+		return nil
+	}
+	c.guard()
+	var steps undo.Stack
+	defer steps.Unwind(&err)
+	tree, err := mount.Open(ctx, c.dev, c.table, mount.Options{Trusted: c.trusted()}, &steps)
+	if errors.Is(err, mount.ErrNoRoot) {
+		slog.Warn("deployed, not customised: the enabled hooks did not run", "cause", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	environ, err := c.hookEnviron(tree, &steps)
+	if err != nil {
+		return err
+	}
+	steps.Push("release what hooks left", func() error { return releaseForeign(tree) })
+	return classify(HookFailed, hook.Run(ctx, c.hooks, environ, c.env.OSDir))
+}
+
+// releaseForeign ends what hooks left running or mounted, which would keep the
+// guest's file systems busy.
+func releaseForeign(tree *mount.Tree) error {
+	if n := mount.EndOthers(); n > 0 {
+		slog.Warn("a hook left programs running; they were ended", "number", n)
+	}
+	released, err := tree.ReleaseForeign()
+	if len(released) > 0 {
+		slog.Warn("a hook left file systems mounted in the guest; they were unmounted", "where", strings.Join(released, " "))
+	}
+	return err
+}
+
+// trusted tells whether a hook of the site's own is enabled, which may chroot
+// into the guest and so needs its device nodes and set-id programs.
+func (c *creation) trusted() bool {
+	foreign := slices.IndexFunc(c.hooks, func(h hook.Hook) bool { return !h.Ours })
+	if foreign < 0 {
+		return false
+	}
+	slog.Info("the guest is mounted with device nodes and set-id programs active, for a hook of the site's own", "hook", c.hooks[foreign].Name)
+	return true
+}
+
+// keeps says what a guest keeps of its image while a hook is not enabled.
+var keeps = []struct{ hook, what string }{
+	{"cloud-init", "host name, users and network as the image has them"},
+	{"ssh", "ssh host keys as the image has them"},
+}
+
+// sayWhatStays tells in one line what is left alone, and how to change that.
+func sayWhatStays(hooks []hook.Hook) {
+	var what, names []string
+	for _, k := range keeps {
+		if !slices.ContainsFunc(hooks, func(h hook.Hook) bool { return h.Name == k.hook }) {
+			what = append(what, k.what)
+			names = append(names, k.hook)
+		}
+	}
+	if len(hooks) == 0 {
+		slog.Warn("no hook is enabled, so the guest keeps " + strings.Join(what, ", ") +
+			"; to change that: ganeti-image hooks enable " + strings.Join(names, " "))
+		return
+	}
+	for i := range what {
+		slog.Info("the guest keeps " + what[i] + "; to change that: ganeti-image hooks enable " + names[i])
+	}
+}
+
+// hookEnviron is what a hook sees: all of Ganeti's variables, all settings, and
+// the disk and tree it works on.
+func (c *creation) hookEnviron(tree *mount.Tree, steps *undo.Stack) ([]string, error) {
+	blockdev, err := c.blockDevice(steps)
+	if err != nil {
+		return nil, err
+	}
+	rootDev, err := deviceLink(tree.RootPart)
+	if err != nil {
+		return nil, err
+	}
+	bootDev, err := deviceLink(tree.BootPart)
+	if err != nil {
+		return nil, err
+	}
+	userData := filepath.Join(mount.RunDir, "user-data")
+	if err := os.WriteFile(userData, c.userData, 0o600); err != nil {
+		return nil, fmt.Errorf("cannot hand the user-data to the hooks: %w", err)
+	}
+	environ := slices.Concat(c.env.Environ, c.set.Environ())
+	return append(environ,
+		"TARGET="+tree.Dir,
+		"BLOCKDEV="+blockdev,
+		"ROOT_DEV="+rootDev,
+		"BOOT_DEV="+bootDev,
+		"IMAGE_TYPE="+c.imageType,
+		userDataVariable+"="+userData,
+	), nil
+}
+
+// blockDevice returns a block device of the whole disk, with its new table.
+func (c *creation) blockDevice(steps *undo.Stack) (string, error) {
+	if !c.dev.IsFile() {
+		return c.dev.Path(), nil
+	}
+	loop, err := block.Attach(c.dev.Path(), 0, c.dev.Size(), c.sector(), false)
+	if err != nil {
+		return "", err
+	}
+	steps.Push("detach "+loop.Path(), loop.Detach)
+	return loop.Path(), nil
+}
+
+// deviceLink makes a name for a partition's device that ends in "-" and its
+// number, from which old hooks cut the number, and returns it.
+func deviceLink(part *mount.Part) (string, error) {
+	if part == nil {
+		return "", nil
+	}
+	dir := filepath.Join(mount.RunDir, "dev")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("cannot make names for the partitions: %w", err)
+	}
+	link := filepath.Join(dir, "disk0-"+strconv.Itoa(part.Number))
+	if err := os.Symlink(part.Device, link); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", fmt.Errorf("cannot make names for the partitions: %w", err)
+	}
+	return link, nil
+}
