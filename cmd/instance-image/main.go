@@ -1,0 +1,14 @@
+// Command instance-image is Ganeti's OS definition "image": create, import,
+// export, rename and verify, its hooks, and the administrator's tools, told
+// apart by the name they are called under.
+package main
+
+import (
+	"os"
+
+	"ganeti-instance-image/internal/cli"
+)
+
+func main() {
+	os.Exit(cli.Run(os.Args))
+}
