@@ -1,0 +1,251 @@
+// Command bench compares, in one run, how long the deployment of an image takes
+// with how long qemu-img takes for the same image and the same target:
+//
+//	go run ./test/bench
+//
+// It makes an ext4 filesystem from real files, stores it as qcow2 with zlib,
+// with zstd and uncompressed, and deploys each with both programs in turn. Both
+// flush the target before they end. What counts is the median of the ratios of
+// neighbouring runs, since those see the same machine.
+package main
+
+import (
+	"cmp"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// disk is the length of the disk the images describe.
+const disk = 4 << 30
+
+// images are what is measured, with the ratios and the memory that are wanted.
+var images = []struct {
+	name    string
+	convert []string // options of qemu-img convert that make it
+	want    float64  // wall time, ours / theirs
+}{
+	{"zlib", []string{"-c"}, 1.0},
+	{"zstd", []string{"-c", "-o", "compression_type=zstd"}, 0.8},
+	{"uncompressed", nil, 1.0},
+	{"zlib, 2 MiB clusters", []string{"-c", "-o", "cluster_size=2M"}, 1.0},
+	{"zstd, 2 MiB clusters", []string{"-c", "-o", "compression_type=zstd,cluster_size=2M"}, 0.8},
+}
+
+const wantMemory = 200 << 20 // bytes of peak memory, ours
+
+type options struct {
+	tree, dir, only, deploy string
+	megabytes               int64
+	pairs                   int
+	fresh                   bool
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.tree, "tree", "/usr", "directory the images are filled from")
+	flag.StringVar(&o.dir, "dir", "", "directory for images and target, kept for the next run (default: a temporary one)")
+	flag.StringVar(&o.only, "only", "", "measure the images whose name contains this")
+	flag.StringVar(&o.deploy, "deploy", "", "program that is called with IMAGE and TARGET instead of our own packages")
+	flag.Int64Var(&o.megabytes, "size", 1200, "MiB of files in the images")
+	flag.IntVar(&o.pairs, "pairs", 5, "pairs of runs for each image")
+	flag.BoolVar(&o.fresh, "fresh", false, "begin each run with a target without content instead of that of the run before")
+	flag.Parse()
+	err := error(nil)
+	if flag.NArg() == 3 && flag.Arg(0) == "write" {
+		err = write(flag.Arg(1), flag.Arg(2))
+	} else {
+		err = bench(o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func bench(o options) (err error) {
+	if o.dir == "" {
+		if o.dir, err = os.MkdirTemp("", "bench-"); err != nil {
+			return err
+		}
+		defer func() { err = cmp.Or(err, os.RemoveAll(o.dir)) }()
+	}
+	raw, err := makeRaw(o)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%-22s %8s %8s %8s %8s %8s %8s %8s\n", "image", "ours s", "qemu s", "ratio", "want", "cpu", "peak MiB", "bytes")
+	missed := false
+	for _, image := range images {
+		if !strings.Contains(image.name, o.only) {
+			continue
+		}
+		path := filepath.Join(o.dir, strings.NewReplacer(",", "", " ", "-").Replace(image.name)+".qcow2")
+		if err := makeOnce(path, func(tmp string) error {
+			return run(slices.Concat([]string{"qemu-img", "convert", "-O", "qcow2"}, image.convert, []string{raw, tmp})...)
+		}); err != nil {
+			return err
+		}
+		r, err := compare(o, path, raw)
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%-22s %8.2f %8.2f %8.2f %8.2f %8.2f %8d %8s\n",
+			image.name, r.ours, r.theirs, r.ratio, image.want, r.cpu, r.peak>>20, "equal")
+		missed = missed || r.ratio > image.want || r.peak > wantMemory
+	}
+	if missed {
+		return fmt.Errorf("at least one figure is not what is wanted (peak: %d MiB)", wantMemory>>20)
+	}
+	return nil
+}
+
+// result has medians: wall time in seconds, and ratios of ours to theirs.
+type result struct {
+	ours, theirs, ratio, cpu float64
+	peak                     int64 // bytes, the largest of all our runs
+}
+
+func compare(o options, path, raw string) (result, error) {
+	target := filepath.Join(o.dir, "target.raw")
+	self, err := os.Executable()
+	if err != nil {
+		return result{}, err
+	}
+	ours := []string{self, "write", path, target}
+	if o.deploy != "" {
+		ours = []string{o.deploy, path, target}
+	}
+	theirs := []string{"qemu-img", "convert", "-n", "-m", "16", "-W", "-t", "writeback", "-O", "raw", path, target}
+	var our, their, ratio, cpu []float64
+	var r result
+	for range o.pairs {
+		a, err := measure(o, target, ours)
+		if err != nil {
+			return result{}, err
+		}
+		if len(our) == 0 {
+			if err := run("cmp", raw, target); err != nil {
+				return result{}, err
+			}
+		}
+		b, err := measure(o, target, theirs)
+		if err != nil {
+			return result{}, err
+		}
+		our, their = append(our, a.wall), append(their, b.wall)
+		ratio, cpu = append(ratio, a.wall/b.wall), append(cpu, a.cpu/b.cpu)
+		r.peak = max(r.peak, a.peak)
+	}
+	r.ours, r.theirs, r.ratio, r.cpu = median(our), median(their), median(ratio), median(cpu)
+	return r, nil
+}
+
+type sample struct {
+	wall, cpu float64 // seconds
+	peak      int64   // bytes
+}
+
+// measure runs a program with what was written before flushed.
+func measure(o options, target string, argv []string) (sample, error) {
+	if err := prepare(target, o.fresh); err != nil {
+		return sample{}, err
+	}
+	syscall.Sync()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	start := time.Now()
+	out, err := cmd.CombinedOutput()
+	wall := time.Since(start)
+	if err != nil {
+		return sample{}, fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, out)
+	}
+	state := cmd.ProcessState
+	usage := state.SysUsage().(*syscall.Rusage)
+	return sample{wall.Seconds(), (state.UserTime() + state.SystemTime()).Seconds(), usage.Maxrss << 10}, nil
+}
+
+// prepare makes sure there is a target, where asked one without content.
+func prepare(target string, fresh bool) error {
+	flags := os.O_RDWR | os.O_CREATE
+	if fresh {
+		flags |= os.O_TRUNC
+	}
+	f, err := os.OpenFile(target, flags, 0o600)
+	if err != nil {
+		return err
+	}
+	return cmp.Or(f.Truncate(disk), f.Close())
+}
+
+func median(values []float64) float64 {
+	slices.Sort(values)
+	n := len(values)
+	return (values[(n-1)/2] + values[n/2]) / 2
+}
+
+// makeRaw makes an ext4 filesystem of files below the tree.
+func makeRaw(o options) (string, error) {
+	raw := filepath.Join(o.dir, "source.raw")
+	return raw, makeOnce(raw, func(tmp string) error {
+		files := filepath.Join(o.dir, "files")
+		defer os.RemoveAll(files)
+		if err := gather(files, o.tree, o.megabytes<<20); err != nil {
+			return err
+		}
+		return run("mke2fs", "-q", "-F", "-t", "ext4", "-d", files, tmp, fmt.Sprintf("%dM", disk>>20))
+	})
+}
+
+// gather links, or copies, files below tree into dir until they have the length
+// wanted.
+func gather(dir, tree string, want int64) error {
+	return filepath.WalkDir(tree, func(path string, entry os.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		to := filepath.Join(dir, path)
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			return err
+		}
+		if os.Link(path, to) != nil {
+			if err := run("cp", path, to); err != nil {
+				return err
+			}
+		}
+		if want -= info.Size(); want <= 0 {
+			return filepath.SkipAll
+		}
+		return nil
+	})
+}
+
+// makeOnce makes a file under another name first, so that it is whole where it
+// is there.
+func makeOnce(path string, build func(tmp string) error) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	tmp := path + ".part"
+	if err := build(tmp); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+func run(argv ...string) error {
+	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, out)
+	}
+	return nil
+}
