@@ -5,10 +5,12 @@ go 1.26.0
 toolchain go1.26.8
 
 require (
+	github.com/alecthomas/kong v1.17.0
 	github.com/diskfs/go-diskfs v1.9.4
 	github.com/google/go-cmp v0.7.0
 	github.com/klauspost/compress v1.20.3
 	github.com/lima-vm/go-qcow2reader v0.7.1
+	github.com/moby/sys/mountinfo v0.7.3
 	go.yaml.in/yaml/v3 v3.0.6
 	golang.org/x/crypto v0.58.0
 	golang.org/x/sync v0.24.0
@@ -16,8 +18,4 @@ require (
 	mvdan.cc/sh/v3 v3.14.1
 )
 
-require (
-	github.com/alecthomas/kong v1.17.0 // indirect
-	github.com/google/uuid v1.6.0 // indirect
-	github.com/moby/sys/mountinfo v0.7.3 // indirect
-)
+require github.com/google/uuid v1.6.0 // indirect
