@@ -23,7 +23,7 @@ hooks    = $(notdir $(wildcard hooks/*))
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 NFPM        = github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.4
 
-.PHONY: help build install lint test demo bench packages clean
+.PHONY: help build install lint test demo matrix bench packages clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ test: ## Everything: installs what it needs (root), then runs every tier of test
 
 demo: ## Build, make a Debian cloud image, deploy it, boot it to the login prompt (root)
 	test/demo
+
+matrix: ## Boot every image layout with every firmware on a real Ganeti (root, after test/setup)
+	TEST_MACHINE=yes TEST_MATRIX=all $(GO) test -count=1 -timeout 3h -v ./test -run TestGaneti
 
 bench: ## Compare with the tools one would use instead, as ratios
 	$(GO) run ./test/bench
