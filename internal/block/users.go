@@ -120,11 +120,21 @@ func holderOf(ids []identity) string {
 		if id.isFile {
 			continue
 		}
-		if holders, _ := os.ReadDir(id.sysDir() + "/holders"); len(holders) > 0 {
-			return "the device " + holders[0].Name() + " is made of it"
+		if above := deviceAbove(id.sysDir()); above != "" {
+			return "the device " + above + " is made of it"
 		}
 	}
 	return ""
+}
+
+// deviceAbove names the device (RAID, LVM, multipath) that is made of the one
+// which sysfs describes in dir; empty where there is none.
+func deviceAbove(dir string) string {
+	holders, _ := os.ReadDir(dir + "/holders")
+	if len(holders) == 0 {
+		return ""
+	}
+	return holders[0].Name()
 }
 
 func loopOf(ids []identity) string {

@@ -167,7 +167,7 @@ func TestCopyInLabels(t *testing.T) {
 	label := func(path, label string) {
 		t.Helper()
 		if err := unix.Setxattr(path, labelAttribute, []byte(label+"\x00"), 0); err != nil {
-			t.Skip(err)
+			need.That(t, false, err.Error())
 		}
 	}
 	for _, path := range []string{from, from + "/etc", from + "/etc/plain"} {

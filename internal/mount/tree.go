@@ -308,6 +308,9 @@ func subvolumeOf(options []string) []string {
 func (t *Tree) find(spec string) *Part {
 	tag, value, tagged := strings.Cut(bySymlink(spec), "=")
 	value = strings.Trim(value, `"`)
+	if tagged && value == "" {
+		return nil
+	}
 	for _, p := range t.parts {
 		switch {
 		case tagged && tag == "UUID" && strings.EqualFold(p.Info.UUID, value),

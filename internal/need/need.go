@@ -36,6 +36,14 @@ func File(t testing.TB, path string) {
 	}
 }
 
+// That wants something which the test itself finds out.
+func That(t testing.TB, ok bool, what string) {
+	t.Helper()
+	if !ok {
+		missing(t, "needs "+what)
+	}
+}
+
 // Machine wants to be allowed to change the machine it runs on: to install
 // packages, make a Ganeti cluster, boot guests. TEST_MACHINE=yes allows it.
 func Machine(t testing.TB) {

@@ -1,8 +1,9 @@
+//go:build lab
+
 package lab_test
 
 import (
 	"context"
-	"os"
 	"testing"
 	"time"
 
@@ -15,13 +16,12 @@ import (
 const bootLimit = 5 * time.Minute
 
 // open returns the lab, for tests that make images and boot them. They prove
-// the lab, not the program, and take minutes, so they are run on request.
+// the lab, not the program, and take minutes, so they are built on request:
+//
+//	TEST_MACHINE=yes go test -tags lab -timeout 1h ./test/lab
 func open(t *testing.T) *lab.Lab {
 	t.Helper()
-	if os.Getenv("LAB_TEST") != "1" {
-		t.Skip("set LAB_TEST=1 to test the lab itself")
-	}
-	need.Root(t)
+	need.Machine(t)
 	need.File(t, "/dev/loop-control")
 	need.Tools(t, "mmdebstrap", "sfdisk", "mkfs.vfat", "mcopy", "mkfs.xfs", "mkfs.btrfs", "grub-mkimage", "qemu-img", "qemu-system-x86_64")
 	l, err := lab.Open()
