@@ -123,6 +123,23 @@ func TestRunAllThenFail(t *testing.T) {
 	}
 }
 
+// ended wants the process whose id is in a file to end soon.
+func ended(t *testing.T, pidfile string) {
+	t.Helper()
+	pid, err := os.ReadFile(pidfile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 200 {
+		state, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
+		if err != nil || strings.Contains(string(state), ") Z ") {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("process %s of the hook is still running", pid)
+}
+
 func TestRunCancelledEndsTheWholeGroup(t *testing.T) {
 	dir := t.TempDir()
 	pidfile := filepath.Join(dir, "pid")
@@ -140,15 +157,7 @@ func TestRunCancelledEndsTheWholeGroup(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "asked to stop") {
 		t.Fatalf("got %v", err)
 	}
-	pid, _ := os.ReadFile(pidfile)
-	for range 200 {
-		state, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
-		if err != nil || strings.Contains(string(state), ") Z ") {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Error("a process of the hook is still running")
+	ended(t, pidfile)
 }
 
 func TestRunEndsWhatAHookLeftBehind(t *testing.T) {
@@ -158,15 +167,7 @@ func TestRunEndsWhatAHookLeftBehind(t *testing.T) {
 	if err := Run(t.Context(), []Hook{h}, []string{"PATH=/usr/bin:/bin"}, "/"); err != nil {
 		t.Fatal(err)
 	}
-	pid, _ := os.ReadFile(pidfile)
-	for range 200 {
-		state, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
-		if err != nil || strings.Contains(string(state), ") Z ") {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Error("the hook's background process is still running")
+	ended(t, pidfile)
 }
 
 func TestSetEnabled(t *testing.T) {
