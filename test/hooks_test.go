@@ -193,6 +193,21 @@ func TestHooksCommand(t *testing.T) {
 	}
 }
 
+// A variant may have hooks of its own.
+func TestHooksCommandOfAVariant(t *testing.T) {
+	s := newSite(t, "")
+	dir := t.TempDir()
+	s.write(t, filepath.Join(dir, "own"), "#!/bin/sh\n", 0o644)
+	conf := s.conf("variants/special.conf")
+	s.write(t, conf, "CUSTOMIZE_DIR="+dir+"\n", 0o644)
+	t.Cleanup(func() { os.Remove(conf) })
+	program := filepath.Join(s.dir, "usr/sbin/ganeti-image")
+	tool(t, program, "hooks", "--variant", "special", "enable", "own")
+	if out := tool(t, program, "hooks", "--variant=special", "list"); !strings.Contains(out, "on   own") || !strings.Contains(out, dir) {
+		t.Errorf("hooks list:\n%s", out)
+	}
+}
+
 // A hook this version does not bring yet is refused before the disk is touched.
 func TestHookNotYet(t *testing.T) {
 	image, _ := makeImage(t, layoutNamed(t, "mbr-ext4"))

@@ -16,9 +16,17 @@ import (
 	"ganeti-instance-image/internal/settings"
 )
 
+// Node is where the hooks of a node are told: its settings, those of a variant
+// included where one is named.
+type Node struct {
+	Site    settings.Site
+	Environ []string
+	Variant string
+}
+
 // Hooks lists the node's hooks and what state each is in.
-func Hooks(ctx context.Context, site settings.Site, environ []string, out io.Writer) error {
-	dir, hooks, err := siteHooks(ctx, site, environ)
+func (n Node) Hooks(ctx context.Context, out io.Writer) error {
+	dir, hooks, err := n.hooks(ctx)
 	if err != nil {
 		return err
 	}
@@ -47,8 +55,8 @@ func describe(h hook.Hook) string {
 
 // SwitchHooks enables or disables hooks by name, all of them or, where one is
 // not there, none.
-func SwitchHooks(ctx context.Context, site settings.Site, environ, names []string, enable bool) error {
-	dir, hooks, err := siteHooks(ctx, site, environ)
+func (n Node) SwitchHooks(ctx context.Context, names []string, enable bool) error {
+	dir, hooks, err := n.hooks(ctx)
 	if err != nil {
 		return err
 	}
@@ -68,8 +76,8 @@ func SwitchHooks(ctx context.Context, site settings.Site, environ, names []strin
 	return nil
 }
 
-func siteHooks(ctx context.Context, site settings.Site, environ []string) (string, []hook.Hook, error) {
-	set, err := settings.Load(ctx, site, osapi.Instance{}, environ)
+func (n Node) hooks(ctx context.Context) (string, []hook.Hook, error) {
+	set, err := settings.Load(ctx, n.Site, osapi.Instance{Variant: n.Variant}, n.Environ)
 	if err != nil {
 		return "", nil, err
 	}

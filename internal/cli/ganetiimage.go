@@ -17,6 +17,7 @@ type ganetiImageCommands struct {
 		List    hooksList   `cmd:"" default:"1" help:"List the hooks and whether they are on."`
 		Enable  hooksSwitch `cmd:"" help:"Switch hooks on."`
 		Disable hooksSwitch `cmd:"" help:"Switch hooks off."`
+		Variant string      `help:"Take the settings of this variant into account, such as its CUSTOMIZE_DIR."`
 	} `cmd:"" help:"The customisation hooks of this node."`
 }
 
@@ -26,12 +27,16 @@ type hooksSwitch struct {
 	Names []string `arg:"" name:"hook" help:"Name of a hook."`
 }
 
-func (hooksList) Run(ctx context.Context, c *call) error {
-	return admin.Hooks(ctx, c.env.Site, c.env.Environ, c.stdout)
+func (hooksList) Run(ctx context.Context, c *call, commands *ganetiImageCommands) error {
+	return commands.node(c).Hooks(ctx, c.stdout)
 }
 
-func (s hooksSwitch) Run(ctx context.Context, c *call, k *kong.Context) error {
-	return admin.SwitchHooks(ctx, c.env.Site, c.env.Environ, s.Names, k.Selected().Name == "enable")
+func (s hooksSwitch) Run(ctx context.Context, c *call, commands *ganetiImageCommands, k *kong.Context) error {
+	return commands.node(c).SwitchHooks(ctx, s.Names, k.Selected().Name == "enable")
+}
+
+func (g *ganetiImageCommands) node(c *call) admin.Node {
+	return admin.Node{Site: c.env.Site, Environ: c.env.Environ, Variant: g.Hooks.Variant}
 }
 
 // helpShown ends kong's parsing once it has printed help.
@@ -63,5 +68,5 @@ func ganetiImage(ctx context.Context, c *call) (err error) {
 	if err != nil {
 		return err
 	}
-	return k.Run(c, k)
+	return k.Run(c, k, &commands)
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"strings"
 )
 
 // exitStatus is part of every help text, and of the README.
@@ -28,7 +29,7 @@ func printHelp(out io.Writer, p *program) {
 		fmt.Fprint(out, "\n"+exitStatus)
 		return
 	}
-	fmt.Fprintf(out, "Usage: %s %s\n\n%s\n", p.name, p.usage, p.what)
+	fmt.Fprintf(out, "Usage: %s\n\n%s\n", strings.TrimSpace(p.name+" "+p.usage), p.what)
 	if !isTool(p) {
 		fmt.Fprint(out, "\nGaneti calls it, with everything in environment variables: ganeti-os-interface(7).\nSettings: "+
 			Sysconf+"/default/ganeti-instance-image and "+Sysconf+"/ganeti/instance-image/variants/VARIANT.conf.\n")

@@ -69,7 +69,7 @@ func (h *lineHandler) WithGroup(string) slog.Handler { return h }
 
 func attr(a slog.Attr) string {
 	value := a.Value.Resolve()
-	if a.Equal(slog.Attr{}) || value.Any() == nil {
+	if a.Equal(slog.Attr{}) || value.Any() == nil || value.String() == "" {
 		return ""
 	}
 	return fmt.Sprintf(" %s=%v", a.Key, value)

@@ -11,7 +11,7 @@ import (
 func TestLineHandler(t *testing.T) {
 	var out bytes.Buffer
 	log := slog.New(newLineHandler(&out, slog.LevelInfo))
-	log.Info("wrote the image", "size", 5, "error", nil)
+	log.Info("wrote the image", "size", 5, "error", nil, "subvolume", "")
 	log.Warn("name is ümlaut")
 	log.With("disk", 0).Error("first\nsecond")
 	log.Debug("not seen")
