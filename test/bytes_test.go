@@ -146,7 +146,7 @@ func TestHostileImagesAreRefusedUntouched(t *testing.T) {
 	cases := []struct{ name, make, want string }{
 		{"backing file", `qemu-img create -q -f qcow2 -b /etc/passwd -F raw "$1" 64M`, "backing file"},
 		{"data file", `qemu-img create -q -f qcow2 -o data_file="$1.data",data_file_raw=on "$1" 64M`, "external file"},
-		{"encrypted", `qemu-img create -q -f qcow2 --object secret,id=s,data=x -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 "$1" 64M`, "encrypt"},
+		{"encrypted", `qemu-img create -q -f qcow2 --object secret,id=s,data=x -o encrypt.format=aes,encrypt.key-secret=s "$1" 64M`, "encrypt"},
 		{"cut short", `qemu-img convert -f raw -O qcow2 "$2" "$1"; truncate -s 1M "$1"`, "behind the end"},
 		{"vmdk", `qemu-img create -q -f vmdk "$1" 64M`, "vmdk"},
 		{"directory", `mkdir "$1"`, "regular file"},
