@@ -157,14 +157,11 @@ func (c *copier) makeDirectory(to string) error {
 	if !leadsNowhere(err) {
 		return err
 	}
-	dir, base, err := c.root.parent(to)
+	dir, base, err := c.vacate(to)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(dir)
-	if err := unlinkOther(dir, base); err != nil {
-		return err
-	}
 	return mkdirAt(dir, base, 0o700)
 }
 
@@ -176,14 +173,11 @@ func (c *copier) file(s source, kind uint32, to string) error {
 		}
 		return c.describe(s, to)
 	}
-	dir, base, err := c.root.parent(to)
+	dir, base, err := c.vacate(to)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(dir)
-	if err := unlinkOther(dir, base); err != nil {
-		return err
-	}
 	if kind == unix.S_IFLNK {
 		target, err := readlinkat(s.dir, s.name)
 		if err == nil {
@@ -232,14 +226,11 @@ func (c *copier) target(to string) (*os.File, error) {
 	} else if !leadsNowhere(err) {
 		return nil, err
 	}
-	dir, base, err := c.root.parent(to)
+	dir, base, err := c.vacate(to)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(dir)
-	if err := unlinkOther(dir, base); err != nil {
-		return nil, err
-	}
 	f, err := createAt(dir, base)
 	if err != nil {
 		return nil, err
@@ -253,6 +244,19 @@ func (c *copier) target(to string) (*os.File, error) {
 // leadsNowhere tells whether nothing is there, or a link to nothing or in a loop.
 func leadsNowhere(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP)
+}
+
+// vacate opens the directory that a new file is made in, and removes what stands
+// in its place.
+func (c *copier) vacate(to string) (dir int, base string, err error) {
+	if dir, base, err = c.root.parent(to); err != nil {
+		return -1, "", err
+	}
+	if err := unlinkOther(dir, base); err != nil {
+		unix.Close(dir)
+		return -1, "", err
+	}
+	return dir, base, nil
 }
 
 // unlinkOther removes what stands in a new file's place, unless that is a
@@ -276,14 +280,11 @@ func (c *copier) link(first, to string) (done bool, err error) {
 		return false, err
 	}
 	defer unix.Close(file)
-	dir, base, err := c.root.parent(to)
+	dir, base, err := c.vacate(to)
 	if err != nil {
 		return false, err
 	}
 	defer unix.Close(dir)
-	if err := unlinkOther(dir, base); err != nil {
-		return false, err
-	}
 	err = unix.Linkat(unix.AT_FDCWD, byFD(file, ""), dir, base, unix.AT_SYMLINK_FOLLOW)
 	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EMLINK) {
 		return false, nil

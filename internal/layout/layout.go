@@ -173,6 +173,15 @@ func (t *Table) checkAroundExtended() error {
 	return nil
 }
 
+// Sector returns the size of the sectors that the disk is counted in: the
+// table's, and 512 where there is no table (t is nil).
+func (t *Table) Sector() size.Bytes {
+	if t == nil {
+		return 512
+	}
+	return t.SectorSize
+}
+
 // Last returns the partition that is last on the disk, the one with the highest
 // start; false where there is none. It is the extended partition only where
 // that holds nothing.

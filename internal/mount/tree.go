@@ -20,7 +20,6 @@ import (
 	"ganeti-instance-image/internal/filesystem"
 	"ganeti-instance-image/internal/guest"
 	"ganeti-instance-image/internal/layout"
-	"ganeti-instance-image/internal/size"
 	"ganeti-instance-image/internal/undo"
 )
 
@@ -85,7 +84,7 @@ func Open(ctx context.Context, disk *block.Device, table *layout.Table, options 
 
 // probe finds out what each partition holds.
 func (t *Tree) probe() error {
-	for _, p := range Partitions(t.disk, t.table) {
+	for _, p := range t.partitions() {
 		info, err := filesystem.Probe(io.NewSectionReader(t.disk, int64(p.Start), int64(p.Length)), p.Length)
 		if err != nil {
 			return fmt.Errorf("cannot tell what partition %d holds: %w", p.Number, err)
@@ -95,13 +94,13 @@ func (t *Tree) probe() error {
 	return nil
 }
 
-// Partitions returns the partitions of a table, or the whole disk as number 0
-// where there is none, in the order of their positions.
-func Partitions(disk *block.Device, table *layout.Table) []layout.Partition {
-	if table == nil {
-		return []layout.Partition{{Length: disk.Size()}}
+// partitions returns those of the table, or the whole disk as number 0 where
+// there is none, in the order of their positions.
+func (t *Tree) partitions() []layout.Partition {
+	if t.table == nil {
+		return []layout.Partition{{Length: t.disk.Size()}}
 	}
-	return table.Partitions
+	return t.table.Partitions
 }
 
 // subvolumes are where distributions without a default btrfs subvolume keep
@@ -185,11 +184,7 @@ func (t *Tree) attach(ctx context.Context, part *Part) error {
 		return err
 	}
 	t.steps.Push("unlock the file system's UUID", unlock)
-	sector := size.Bytes(512)
-	if t.table != nil {
-		sector = t.table.SectorSize
-	}
-	loop, err := block.Attach(t.disk.Path(), part.Start, part.Length, sector, false)
+	loop, err := block.Attach(t.disk.Path(), part.Start, part.Length, t.table.Sector(), false)
 	if err != nil {
 		return err
 	}

@@ -45,6 +45,7 @@ type creation struct {
 	table     *layout.Table    // the image's; nil where there is none
 	last      layout.Partition // the last one by position, or the whole disk
 	lastInfo  filesystem.Info  // what it holds
+	plan      layout.Plan      // what fits the table to the disk
 	steps     *undo.Stack
 	guarded   bool // the disk is made unusable if the operation fails
 }

@@ -173,7 +173,7 @@ func (c *creation) blockDevice(steps *undo.Stack) (string, error) {
 	if !c.dev.IsFile() {
 		return c.dev.Path(), nil
 	}
-	loop, err := block.Attach(c.dev.Path(), 0, c.dev.Size(), c.sector(), false)
+	loop, err := block.Attach(c.dev.Path(), 0, c.dev.Size(), c.table.Sector(), false)
 	if err != nil {
 		return "", err
 	}

@@ -16,12 +16,11 @@ import (
 	"ganeti-instance-image/internal/layout"
 	"ganeti-instance-image/internal/mount"
 	"ganeti-instance-image/internal/run"
-	"ganeti-instance-image/internal/size"
 )
 
 // check looks, before the disk is touched, at all that a later step will need:
-// room for the image, the table of the image, the file system that is to grow, the programs for it,
-// and what the enabled hooks read.
+// room for the image, its table, the file system that is to grow, the programs
+// for it, and what the enabled hooks read.
 func (c *creation) check(ctx context.Context) error {
 	if c.img != nil {
 		if err := deploy.Fits(c.img, c.dev); err != nil {
@@ -70,11 +69,11 @@ func (c *creation) readLayout() (err error) {
 
 // checkGrowth makes sure that the table can grow to the disk's size and that
 // the programs for the file system are there.
-func (c *creation) checkGrowth() error {
+func (c *creation) checkGrowth() (err error) {
 	if !c.set.Grow {
 		return nil
 	}
-	if _, err := c.planGrowth(); err != nil {
+	if c.plan, err = c.planGrowth(); err != nil {
 		return classify(Image, err)
 	}
 	for _, tool := range c.lastInfo.Kind.Tools() {
@@ -114,25 +113,21 @@ func (c *creation) grow(ctx context.Context) error {
 }
 
 // growTable writes the table anew for the disk's size.
-func (c *creation) growTable() error {
+func (c *creation) growTable() (err error) {
 	if c.table == nil {
 		c.last.Length = c.dev.Size()
 		return nil
 	}
-	plan, err := c.planGrowth()
-	if err != nil {
-		return err
-	}
 	c.guard()
-	if err := c.dev.Apply(plan); err != nil {
+	if err := c.dev.Apply(c.plan); err != nil {
 		return err
 	}
-	if plan.Note != "" {
-		slog.Info(plan.Note)
+	if c.plan.Note != "" {
+		slog.Info(c.plan.Note)
 	}
-	if plan.Grown.Number != 0 {
-		slog.Info("grew the last partition", "partition", plan.Grown.Number, "from", c.last.Length, "to", plan.Grown.Length)
-		c.last = plan.Grown
+	if c.plan.Grown.Number != 0 {
+		slog.Info("grew the last partition", "partition", c.plan.Grown.Number, "from", c.last.Length, "to", c.plan.Grown.Length)
+		c.last = c.plan.Grown
 	}
 	c.table, err = layout.Read(c.dev, c.dev.Size())
 	return err
@@ -146,7 +141,7 @@ func (c *creation) growFileSystem(ctx context.Context) (err error) {
 		return nil
 	}
 	c.guard()
-	loop, err := block.Attach(c.dev.Path(), c.last.Start, c.last.Length, c.sector(), false)
+	loop, err := block.Attach(c.dev.Path(), c.last.Start, c.last.Length, c.table.Sector(), false)
 	if err != nil {
 		return classify(Disk, err)
 	}
@@ -161,12 +156,4 @@ func (c *creation) growFileSystem(ctx context.Context) (err error) {
 		return nil
 	}
 	return err
-}
-
-// sector is the sector size the disk's table counts in.
-func (c *creation) sector() size.Bytes {
-	if c.table == nil {
-		return 512
-	}
-	return c.table.SectorSize
 }
