@@ -16,7 +16,7 @@ const module = "ganeti-instance-image/internal/"
 // only. docs/architecture.md says what each is for.
 var layers = map[string]int{
 	"size": 0, "undo": 0, "run": 0,
-	"need": 1, "osapi": 1, "layout": 1, "image": 1, "shellfile": 1,
+	"need": 1, "osapi": 1, "layout": 1, "lvm": 1, "image": 1, "shellfile": 1, "luxi": 1,
 	"settings": 2, "block": 2, "guest": 2,
 	"network": 3, "filesystem": 3, "deploy": 3, "store": 3,
 	"mount": 4, "seed": 4, "hook": 4,

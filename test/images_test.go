@@ -3,6 +3,7 @@ package test
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"ganeti-instance-image/internal/need"
@@ -52,6 +53,7 @@ fs() {
 	xfs) mkfs.xfs -q "$@" "$file"; copy "$file" "$dir" ;;
 	btrfs) mkfs.btrfs -q "$@" "$file"; copy "$file" "$dir" ;;
 	vfat) mkfs.vfat "$@" "$file" >/dev/null ;;
+	swap) mkswap -q "$@" "$file" ;;
 	esac
 	put "$n" "$file"
 }
@@ -125,7 +127,7 @@ func makeImageOf(t *testing.T, layout diskLayout, mib int64) (image, tree string
 	need.Root(t)
 	need.Tools(t, "sfdisk", "mke2fs", "mkfs.xfs", "mkfs.btrfs", "mkfs.vfat")
 	dir := t.TempDir()
-	image, tree = filepath.Join(dir, layout.name+".raw"), filepath.Join(dir, "tree")
+	image, tree = filepath.Join(dir, strings.ReplaceAll(layout.name, " ", "-")+".raw"), filepath.Join(dir, "tree")
 	shell(t, makeTree, tree)
 	if err := os.WriteFile(image, nil, 0o644); err != nil {
 		t.Fatal(err)

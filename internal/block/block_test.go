@@ -552,3 +552,28 @@ func TestKilled(t *testing.T) {
 	backed, _ := Backed(path)
 	t.Errorf("%v are left", backed)
 }
+
+// udev takes a lock of its own before it looks at a device, and does not look
+// where it gets none.
+func TestAttachAlone(t *testing.T) {
+	need.Root(t)
+	need.File(t, "/dev/loop-control")
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	loop, err := AttachAlone(path, 0, 1<<20, 512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := os.Open(loop.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(other.Fd()), unix.LOCK_SH|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("another one gets the lock: %v", err)
+	}
+	if err := errors.Join(other.Close(), loop.Detach()); err != nil {
+		t.Error(err)
+	}
+}

@@ -34,14 +34,24 @@ const (
 // disk is opened by Open. sector is the device's sector size, 512 or 4096 bytes;
 // where the kernel refuses that size the kernel's own choice stands.
 func Attach(path string, off, n size.Bytes, sector size.Bytes, readOnly bool) (*Loop, error) {
-	l, err := attach(path, off, n, sector, readOnly)
+	return attached(path, off, n, sector, readOnly, false)
+}
+
+// AttachAlone is Attach for what nobody else may look at: udev, which activates
+// volume groups as it sees them, leaves the device alone while it is attached.
+func AttachAlone(path string, off, n, sector size.Bytes) (*Loop, error) {
+	return attached(path, off, n, sector, false, true)
+}
+
+func attached(path string, off, n, sector size.Bytes, readOnly, alone bool) (*Loop, error) {
+	l, err := attach(path, off, n, sector, readOnly, alone)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a loop device of %s at offset %d of %s: %w", n, int64(off), path, err)
 	}
 	return l, nil
 }
 
-func attach(path string, off, n, sector size.Bytes, readOnly bool) (*Loop, error) {
+func attach(path string, off, n, sector size.Bytes, readOnly, alone bool) (*Loop, error) {
 	if off < 0 || n <= 0 || off%512 != 0 || n%512 != 0 {
 		return nil, fmt.Errorf("offset and length must be multiples of 512 bytes")
 	}
@@ -61,7 +71,7 @@ func attach(path string, off, n, sector size.Bytes, readOnly bool) (*Loop, error
 	}
 	copy(config.Info.File_name[:63], path)
 	config.Fd = uint32(backing.Fd())
-	loop, err := configure(config)
+	loop, err := configure(config, alone)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +85,7 @@ func attach(path string, off, n, sector size.Bytes, readOnly bool) (*Loop, error
 
 // configure finds a free loop device and sets it up in one step. Another
 // process may take the same one in between: then it is the next one's turn.
-func configure(config unix.LoopConfig) (*os.File, error) {
+func configure(config unix.LoopConfig, alone bool) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("%w (is the kernel module loop loaded?)", err)
@@ -90,7 +100,12 @@ func configure(config unix.LoopConfig) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		err = unix.IoctlLoopConfigure(int(loop.Fd()), &config)
+		if alone {
+			err = unix.Flock(int(loop.Fd()), unix.LOCK_EX|unix.LOCK_NB) // as systemd's BLOCK_DEVICE_LOCKING says
+		}
+		if err == nil {
+			err = unix.IoctlLoopConfigure(int(loop.Fd()), &config)
+		}
 		if err == nil {
 			return loop, nil
 		}

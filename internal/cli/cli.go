@@ -59,6 +59,7 @@ var programs = []program{
 	{"rename", "Give the guest the instance's new name.", "", false, rename},
 	{"hook", "Run one of this program's hooks on a mounted guest.", "NAME", false, runHook},
 	{"ganeti-image", "Manage hooks and images on this node.", "COMMAND ...", false, ganetiImage},
+	{"on-node", "Do what ganeti-image on the master asks of this node; Ganeti's variables are on standard input.", "deploy IMAGE DISK | seed DISK", true, onNode},
 	{"version", "Print the version.", "", false, version},
 }
 
@@ -226,6 +227,28 @@ func create(ctx context.Context, c *call) error {
 		return err
 	}
 	return osscript.Create(ctx, c.env)
+}
+
+// onNodeLimit bounds the environment that the master sends.
+const onNodeLimit = 4 << 20
+
+func onNode(ctx context.Context, c *call) error {
+	text, err := io.ReadAll(io.LimitReader(c.stdin, onNodeLimit))
+	if err != nil {
+		return fmt.Errorf("cannot read Ganeti's variables: %w", err)
+	}
+	if err := mount.Prepare(); err != nil {
+		return err
+	}
+	c.env.Environ = strings.Split(string(text), "\x00")
+	disk, err := strconv.Atoi(c.args[len(c.args)-1])
+	switch {
+	case err == nil && c.args[0] == "deploy" && len(c.args) == 3:
+		return osscript.Deploy(ctx, c.env, osscript.Order{Image: c.args[1], Disk: disk})
+	case err == nil && c.args[0] == "seed" && len(c.args) == 2:
+		return osscript.WriteSeed(ctx, c.env, disk)
+	}
+	return errors.New("cannot do that: want deploy IMAGE DISK, or seed DISK")
 }
 
 func verify(ctx context.Context, c *call) error {

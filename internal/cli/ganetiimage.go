@@ -19,6 +19,37 @@ type ganetiImageCommands struct {
 		Disable hooksSwitch `cmd:"" help:"Switch hooks off."`
 		Variant string      `help:"Take the settings of this variant into account, such as its CUSTOMIZE_DIR."`
 	} `cmd:"" help:"The customisation hooks of this node."`
+	Deploy deployImage `cmd:"" help:"Put an image on a disk of an instance that is stopped (on the master)."`
+	Seed   writeSeed   `cmd:"" help:"Write the cloud-init seed of an instance to a disk of it, while it is stopped, or to a file (on the master)."`
+}
+
+type deployImage struct {
+	Image  string `arg:"" help:"A file's full path on the instance's node, a URL, or the name of an image."`
+	Target string `arg:"" name:"instance[:disk]" help:"Disk 0, where none is named, is grown and customised, another one is grown."`
+}
+
+type writeSeed struct {
+	Target string `arg:"" name:"instance[:disk]" help:"The disk that SEED_DISK or a DISK_n names, where none is named here."`
+	Out    string `type:"path" placeholder:"FILE" help:"Write the seed to this file instead, as an ISO 9660 image."`
+}
+
+func (d deployImage) Run(ctx context.Context, c *call) error {
+	return c.master().Deploy(ctx, d.Image, d.Target)
+}
+
+func (w writeSeed) Run(ctx context.Context, c *call) error {
+	if w.Out != "" {
+		return c.master().SeedFile(ctx, w.Target, w.Out)
+	}
+	return c.master().Seed(ctx, w.Target)
+}
+
+func (c *call) master() admin.Master {
+	program, err := os.Executable()
+	if err != nil {
+		program = os.Args[0]
+	}
+	return admin.Master{Site: c.env.Site, Program: program, Stderr: os.Stderr}
 }
 
 type hooksList struct{}

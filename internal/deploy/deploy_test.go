@@ -65,12 +65,22 @@ func writeFile(t testing.TB, name string, data []byte) string {
 
 func open(t testing.TB, path string) image.Image {
 	t.Helper()
-	img, err := image.Open(path, image.TypeQEMU)
+	source := openSource(t, path)
+	img, ok := source.(image.Image)
+	if !ok {
+		t.Fatalf("%s is a %T", path, source)
+	}
+	return img
+}
+
+func openSource(t testing.TB, path string) image.Source {
+	t.Helper()
+	source, err := image.Open(path, image.TypeQEMU)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { img.Close() })
-	return img
+	t.Cleanup(func() { source.Close() })
+	return source
 }
 
 // usedDisk is a regular file that is full of something old.
@@ -114,18 +124,22 @@ func wantEnds(t *testing.T, disk Target) {
 }
 
 // deployTo writes and commits, and compares the disk with what it should be.
-func deployTo(t *testing.T, img image.Image, disk Target, want []byte) {
+func deployTo(t *testing.T, source image.Source, disk Target, want []byte) {
 	t.Helper()
-	commit, err := Write(t.Context(), img, disk)
+	written, err := write(t.Context(), source, disk)
 	if err != nil {
 		t.Fatal(err)
 	}
 	wantEnds(t, disk)
 	got := read(t, disk)
-	if n := len(want); n > 2<<20 && !bytes.Equal(got[1<<20:n-1<<20], want[1<<20:n-1<<20]) {
+	if from, to := 1<<20, min(len(want), len(got)-1<<20); from < to && !bytes.Equal(got[from:to], want[from:to]) {
 		t.Error("the middle of the disk differs from the image before the commit")
 	}
-	if err := commit(); err != nil {
+	ahead := make([]byte, written.Size())
+	if _, err := written.ReadAt(ahead, 0); err != nil || !bytes.Equal(ahead, want) {
+		t.Errorf("what the disk will be differs from the image, %v", err)
+	}
+	if err := written.Commit(); err != nil {
 		t.Fatal(err)
 	}
 	got = read(t, disk)
@@ -140,6 +154,13 @@ func deployTo(t *testing.T, img image.Image, disk Target, want []byte) {
 	if f, ok := disk.(fileTarget); ok && f.IsFile() && !isAll(rest, 0) {
 		t.Error("there is something old behind the image in a regular file")
 	}
+}
+
+func write(ctx context.Context, source image.Source, disk Target) (*Written, error) {
+	if s, ok := source.(*image.Stream); ok {
+		return WriteStream(ctx, s, disk)
+	}
+	return Write(ctx, source.(image.Image), disk)
 }
 
 func TestWriteQCOW2(t *testing.T) {
@@ -266,6 +287,126 @@ func TestImageCutOffWhileItIsRead(t *testing.T) {
 	wantEnds(t, disk)
 }
 
+// compressors make a compressed file of $1 as $2; parts are what can be decoded
+// by itself.
+var compressors = map[string]string{
+	"gzip":             `gzip -c "$1" > "$2"`,
+	"gzip, two":        `head -c 3000001 "$1" | gzip -c > "$2"; tail -c +3000002 "$1" | gzip -c >> "$2"`,
+	"xz":               `xz -T1 -c "$1" > "$2"`,
+	"xz, parts":        `xz -0 -T2 --block-size=1000003 -c "$1" > "$2"`,
+	"xz, parts of two": `head -c 3000001 "$1" | xz -0 --block-size=1MiB -c > "$2"; tail -c +3000002 "$1" | xz -0 --block-size=70001 -c >> "$2"`,
+	"zstd":             `zstd -q -c "$1" > "$2"`,
+	"bzip2":            `bzip2 -1 -c "$1" > "$2"`,
+	"lz4":              `lz4 -q -c "$1" > "$2"`,
+}
+
+func compress(t *testing.T, how, path string) string {
+	t.Helper()
+	need.Tools(t, "bash", "gzip", "xz", "zstd", "bzip2", "lz4")
+	tool(t, "bash", "-euc", compressors[how], "-", path, path+".packed")
+	return path + ".packed"
+}
+
+func TestWriteStream(t *testing.T) {
+	for how := range compressors {
+		t.Run(how, func(t *testing.T) {
+			for _, n := range []int{512, 4<<20 + 512} {
+				data := content(n)
+				packed := compress(t, how, writeFile(t, "source.raw", data))
+				for _, more := range []int{0, 1<<20 - 512, 3 << 20} {
+					deployTo(t, openSource(t, packed), usedDisk(t, n+more), data)
+				}
+			}
+		})
+	}
+}
+
+// A stream's length need not be a whole sector's.
+func TestWriteStreamFillsUp(t *testing.T) {
+	for _, n := range []int{1, 511, 1<<20 - 1, 1<<20 + 1, 5<<20 + 100} {
+		data := content(n + 600)[:n]
+		data[0] = 0xEB // no text
+		packed := compress(t, "xz, parts", writeFile(t, "source.raw", data))
+		want := append(data, make([]byte, (512-n%512)%512)...)
+		for _, more := range []int{0, 512, 4 << 20} {
+			deployTo(t, openSource(t, packed), usedDisk(t, len(want)+more), want)
+		}
+	}
+}
+
+// An image that unpacks to more than the disk has ends where the disk does.
+func TestStreamLargerThanTheDisk(t *testing.T) {
+	for how := range compressors {
+		for _, less := range []int{512, 1 << 20} {
+			packed := compress(t, how, writeFile(t, "source.raw", content(4<<20)))
+			disk := usedDisk(t, 4<<20-less)
+			_, err := WriteStream(t.Context(), openSource(t, packed).(*image.Stream), disk)
+			if err == nil || !errors.As(err, new(*DiskError)) {
+				t.Errorf("%s: %v", how, err)
+			}
+			if b := read(t, disk); !isAll(b, old) {
+				wantEnds(t, disk) // its size was not known
+			}
+		}
+	}
+}
+
+func TestDamagedStream(t *testing.T) {
+	for how := range compressors {
+		packed := compress(t, how, writeFile(t, "source.raw", content(4<<20)))
+		whole, err := os.ReadFile(packed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, data := range map[string][]byte{
+			"cut": whole[:len(whole)*3/4],
+			"end": whole[:len(whole)-3],
+			"bit": append(append(bytes.Clone(whole[:len(whole)*2/3]), whole[len(whole)*2/3]^4), whole[len(whole)*2/3+1:]...),
+		} {
+			if err := os.WriteFile(packed, data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			disk := usedDisk(t, 5<<20)
+			source, err := image.Open(packed, image.TypeQEMU)
+			if err == nil {
+				_, err = WriteStream(t.Context(), source.(*image.Stream), disk)
+				source.Close()
+			}
+			if err == nil {
+				t.Errorf("%s, %s: no error", how, name)
+			}
+			if b := read(t, disk); !isAll(b, old) {
+				wantEnds(t, disk)
+			}
+		}
+	}
+}
+
+func TestStreamCancelled(t *testing.T) {
+	cause := errors.New("asked to stop")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	for _, how := range []string{"gzip", "xz, parts"} {
+		packed := compress(t, how, writeFile(t, "source.raw", content(8<<20)))
+		disk := usedDisk(t, 8<<20)
+		if _, err := WriteStream(ctx, openSource(t, packed).(*image.Stream), disk); !errors.Is(err, cause) {
+			t.Errorf("%s: got %v", how, err)
+		}
+		wantEnds(t, disk)
+	}
+}
+
+func TestStreamWriteFails(t *testing.T) {
+	for _, how := range []string{"zstd", "xz, parts"} {
+		packed := compress(t, how, writeFile(t, "source.raw", content(12<<20)))
+		disk := usedDisk(t, 12<<20)
+		if _, err := WriteStream(t.Context(), openSource(t, packed).(*image.Stream), full{disk, 5 << 20}); !errors.Is(err, errFull) {
+			t.Errorf("%s: got %v", how, err)
+		}
+		wantEnds(t, disk)
+	}
+}
+
 // hooked calls something when the image is read at an offset or behind it, but
 // before its last MiB.
 type hooked struct {
@@ -315,7 +456,7 @@ func (f full) WriteAt(p []byte, off int64) (int, error) {
 func TestWriteFails(t *testing.T) {
 	disk := usedDisk(t, 12<<20)
 	_, err := Write(t.Context(), open(t, writeFile(t, "image", content(12<<20))), full{disk, 5 << 20})
-	if !errors.Is(err, errFull) || !strings.Contains(err.Error(), "cannot write the disk at offset") {
+	if !errors.Is(err, errFull) || !errors.As(err, new(*DiskError)) || !strings.Contains(err.Error(), "cannot write the disk at offset") {
 		t.Errorf("got %v", err)
 	}
 	wantEnds(t, disk)
@@ -324,11 +465,11 @@ func TestWriteFails(t *testing.T) {
 // When the end of the image cannot be written, its beginning is not.
 func TestCommitFails(t *testing.T) {
 	disk := usedDisk(t, 12<<20)
-	commit, err := Write(t.Context(), open(t, writeFile(t, "image", content(12<<20))), full{disk, 11 << 20})
+	written, err := Write(t.Context(), open(t, writeFile(t, "image", content(12<<20))), full{disk, 11 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := commit(); !errors.Is(err, errFull) {
+	if err := written.Commit(); !errors.Is(err, errFull) || !errors.As(err, new(*DiskError)) {
 		t.Errorf("got %v", err)
 	}
 	wantEnds(t, disk)

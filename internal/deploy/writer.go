@@ -34,7 +34,7 @@ const (
 
 // writer copies the middle of an image.
 type writer struct {
-	img     image.Image
+	path    string // the image's
 	disk    Target
 	chunk   size.Bytes
 	buffers sync.Pool
@@ -48,47 +48,58 @@ type job struct {
 	zero   bool
 }
 
-func newWriter(img image.Image, disk Target) *writer {
-	w := &writer{img: img, disk: disk, chunk: max(minChunk, img.BlockSize())}
+func newWriter(path string, chunk size.Bytes, disk Target) *writer {
+	w := &writer{path: path, disk: disk, chunk: chunk}
 	w.buffers.New = func() any { b := make([]byte, w.chunk); return &b }
 	return w
 }
 
 // write copies the image from one offset to another. It returns the first
 // error, after all workers have ended.
-func (w *writer) write(ctx context.Context, from, to size.Bytes) error {
+func (w *writer) write(ctx context.Context, img image.Image, from, to size.Bytes) error {
 	if from >= to {
 		return nil
 	}
 	stop := w.report(to - from)
 	defer stop()
+	workers, restore := workers()
+	defer restore()
 	group, gctx := errgroup.WithContext(ctx)
-	workers := min(maxWorkers, 2*runtime.GOMAXPROCS(0))
-	// A worker that waits in the kernel, as for another's write to the same
-	// file, keeps its share of the processors: with as many as there are
-	// workers none idles.
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(workers, runtime.GOMAXPROCS(0))))
 	jobs := make(chan job, workers)
 	group.Go(func() error {
 		defer close(jobs)
-		return w.plan(gctx, from, to, jobs)
+		return w.plan(gctx, img, from, to, jobs)
 	})
 	for range workers {
-		group.Go(func() error { return w.work(gctx, jobs) })
+		group.Go(func() error { return w.work(gctx, img, jobs) })
 	}
-	err := group.Wait()
+	return w.stopped(ctx, group.Wait())
+}
+
+// workers is how many goroutines write. A worker that waits in the kernel, as
+// for another's write to the same file, keeps its share of the processors: with
+// as many as there are workers none idles. restore takes these shares back.
+func workers() (n int, restore func()) {
+	processors := runtime.GOMAXPROCS(0)
+	n = min(maxWorkers, 2*processors)
+	runtime.GOMAXPROCS(max(n, processors))
+	return n, func() { runtime.GOMAXPROCS(processors) }
+}
+
+// stopped makes a cancellation's cause the error.
+func (w *writer) stopped(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return fmt.Errorf("stopped while writing image %s: %w", w.img.Path(), context.Cause(ctx))
+		return fmt.Errorf("stopped while writing image %s: %w", w.path, context.Cause(ctx))
 	}
 	return err
 }
 
 // plan walks the extents of the image and hands out the jobs: long runs of
 // zeros, and between them data in aligned chunks.
-func (w *writer) plan(ctx context.Context, from, to size.Bytes, jobs chan<- job) error {
+func (w *writer) plan(ctx context.Context, img image.Image, from, to size.Bytes, jobs chan<- job) error {
 	data := from // what was not handed out yet begins here
 	for off := from; off < to; {
-		zero, end, err := w.run(off, to)
+		zero, end, err := stretch(img, off, to)
 		if err != nil {
 			return err
 		}
@@ -111,11 +122,11 @@ func (w *writer) plan(ctx context.Context, from, to size.Bytes, jobs chan<- job)
 	return err
 }
 
-// run finds the end of the data, or of the zeros, at off. What follows may be
+// stretch finds the end of the data, or of the zeros, at off. What follows may be
 // of the same kind.
-func (w *writer) run(off, to size.Bytes) (zero bool, end size.Bytes, err error) {
+func stretch(img image.Image, off, to size.Bytes) (zero bool, end size.Bytes, err error) {
 	for end = off; end < to && end-off < maxZero; {
-		extent, err := w.img.Extent(end)
+		extent, err := img.Extent(end)
 		if err != nil {
 			return false, 0, err
 		}
@@ -143,7 +154,7 @@ func send(ctx context.Context, jobs chan<- job, from, to, step size.Bytes, zero 
 }
 
 // work does jobs until there are none, or until any worker failed.
-func (w *writer) work(ctx context.Context, jobs <-chan job) error {
+func (w *writer) work(ctx context.Context, img image.Image, jobs <-chan job) error {
 	for j := range jobs {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -152,7 +163,7 @@ func (w *writer) work(ctx context.Context, jobs <-chan job) error {
 		if j.zero {
 			err = w.writeZeros(j.off, j.n)
 		} else {
-			err = w.copy(j)
+			err = w.copy(img, j)
 		}
 		if err != nil {
 			return err
@@ -162,11 +173,11 @@ func (w *writer) work(ctx context.Context, jobs <-chan job) error {
 }
 
 // copy moves a chunk of data from the image to the disk.
-func (w *writer) copy(j job) error {
+func (w *writer) copy(img image.Image, j job) error {
 	buffer := w.buffers.Get().(*[]byte)
 	defer w.buffers.Put(buffer)
 	b := (*buffer)[:j.n]
-	if _, err := w.img.ReadAt(b, int64(j.off)); err != nil {
+	if _, err := img.ReadAt(b, int64(j.off)); err != nil {
 		return err
 	}
 	return w.writeSparse(b, j.off)
@@ -199,7 +210,7 @@ func (w *writer) writeData(b []byte, off size.Bytes) error {
 		return nil
 	}
 	if _, err := w.disk.WriteAt(b, int64(off)); err != nil {
-		return fmt.Errorf("cannot write the disk at offset %d: %w", int64(off), err)
+		return onDisk(fmt.Errorf("cannot write the disk at offset %d: %w", int64(off), err))
 	}
 	w.written.Add(int64(len(b)))
 	if s, ok := w.disk.(writebackStarter); ok {
@@ -210,7 +221,7 @@ func (w *writer) writeData(b []byte, off size.Bytes) error {
 
 func (w *writer) writeZeros(off, n size.Bytes) error {
 	if err := w.disk.Zero(off, n); err != nil {
-		return err
+		return onDisk(err)
 	}
 	w.zeroed.Add(int64(n))
 	return nil
@@ -222,6 +233,7 @@ var zeros [scanUnit]byte
 func isZero(b []byte) bool { return bytes.Equal(b, zeros[:len(b)]) }
 
 // report logs the progress of a long run until the returned function is called.
+// A total of 0 is not known.
 func (w *writer) report(total size.Bytes) (stop func()) {
 	done := make(chan struct{})
 	go func() {
@@ -234,7 +246,11 @@ func (w *writer) report(total size.Bytes) (stop func()) {
 			case <-ticker.C:
 			}
 			now := w.written.Load() + w.zeroed.Load()
-			slog.Info("writing image", "done", fmt.Sprintf("%d%%", now*100/int64(total)),
+			done := size.Bytes(now).String()
+			if total > 0 {
+				done = fmt.Sprintf("%d%%", now*100/int64(total))
+			}
+			slog.Info("writing image", "done", done,
 				"speed", fmt.Sprintf("%.0f MiB/s", float64(now-last)/float64(size.MiB)/reportEvery.Seconds()))
 			last = now
 		}

@@ -92,6 +92,32 @@ func TestIsRoot(t *testing.T) {
 	}
 }
 
+func TestAddFSTab(t *testing.T) {
+	root := files(t, map[string]string{"etc/fstab": "# mine\nUUID=1 / ext4 defaults 0 1\nUUID=2 /srv xfs\t defaults\n/swapfile none swap sw 0 0"})
+	for range 2 { // the second time changes nothing
+		for _, e := range []FSTabEntry{
+			{Device: "UUID=3", Mountpoint: "/srv", Type: "ext4", Options: []string{"defaults", "nofail"}},
+			{Device: "UUID=4", Mountpoint: "none", Type: "swap", Options: []string{"sw"}},
+		} {
+			if err := root.AddFSTab(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	text, err := root.ReadFile("/etc/fstab", 1000)
+	want := "# mine\nUUID=1 / ext4 defaults 0 1\n/swapfile none swap sw 0 0\nUUID=3 /srv ext4 defaults,nofail 0 2\nUUID=4 none swap sw 0 0\n"
+	if err != nil || string(text) != want {
+		t.Errorf("got %q, %v", text, err)
+	}
+	empty := files(t, map[string]string{"etc/hosts": ""})
+	if err := empty.AddFSTab(FSTabEntry{Device: "UUID=5", Mountpoint: "/x", Type: "btrfs", Options: []string{"defaults"}}); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := empty.ReadFile("/etc/fstab", 1000); err != nil || string(text) != "UUID=5 /x btrfs defaults 0 0\n" {
+		t.Errorf("got %q, %v", text, err)
+	}
+}
+
 func TestFSTab(t *testing.T) {
 	root := files(t, map[string]string{"etc/fstab": `# comment
 PARTUUID=abc / ext4 rw,discard,x-systemd.growfs 0 1

@@ -1,7 +1,9 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"ganeti-instance-image/internal/size"
@@ -34,6 +36,35 @@ func (r *Root) FSTab() ([]FSTabEntry, error) {
 		return nil, fail("read", "/etc/fstab", fmt.Errorf("it has more than %d entries", fstabEntries))
 	}
 	return entries, nil
+}
+
+// AddFSTab adds an entry to /etc/fstab. One for the same mount point, or for the
+// same swap space, is replaced; all else stays as it is.
+func (r *Root) AddFSTab(e FSTabEntry) error {
+	text, err := r.ReadFile("/etc/fstab", fstabLimit)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var kept strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if old := parseFSTab(line); len(old) == 1 && e.replaces(old[0]) {
+			continue
+		}
+		kept.WriteString(strings.TrimSuffix(line, "\n") + "\n")
+	}
+	pass := 2
+	if e.Type == "swap" || e.Type == "xfs" || e.Type == "btrfs" {
+		pass = 0 // neither is checked at boot
+	}
+	fmt.Fprintf(&kept, "%s %s %s %s 0 %d\n", e.Device, e.Mountpoint, e.Type, strings.Join(e.Options, ","), pass)
+	return r.WriteFile("/etc/fstab", []byte(kept.String()), 0o644)
+}
+
+func (e FSTabEntry) replaces(old FSTabEntry) bool {
+	if e.Type == "swap" {
+		return old.Device == e.Device
+	}
+	return old.Mountpoint == e.Mountpoint
 }
 
 func parseFSTab(text string) []FSTabEntry {

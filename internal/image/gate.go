@@ -4,7 +4,13 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+	"math/bits"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
 
 	"ganeti-instance-image/internal/size"
 )
@@ -19,49 +25,98 @@ type kind struct {
 	name   string // with its article: "a VMDK image"
 	advice string // what to do about it
 	match  func(head, tail []byte) bool
+
+	packed  *compression // what is inside can be read
+	packer  bool         // a compressed file, whose inside cannot be read
+	archive string       // the image type, of an archive that can be deployed
 }
+
+func (k *kind) refusal() error { return fmt.Errorf("it is %s: %s", k.name, k.advice) }
 
 const (
 	convert    = "convert it with `qemu-img convert -O qcow2` first"
-	unpack     = "compressed raw images are not supported yet: unpack it"
+	unpackWith = "this program does not read that: unpack it with "
 	notADisk   = "it is no disk image"
+	errorPage  = notADisk + ": was an error page downloaded in its place?"
 	installer  = "an installer or live CD is no installed system: use it with CDINSTALL=yes"
 	extractDir = "an archive is no disk image: unpack it"
+	deployTar  = "an archive is no disk image: use the image type tarball"
+	deployDump = "an archive is no disk image: use the image type dump"
+	evidence   = "export it as a raw image with `ewfexport -f raw` first"
 )
 
 var qcow2Kind = &kind{name: "a qcow2 image", match: qcow2Magic}
 
 // kinds are the formats that are recognised, the first match counts. Partition
-// tables and filesystems are not among them: both are what raw disks hold.
+// tables and filesystems are not among them: both are what raw disks hold. What
+// a disk could begin with by chance must not match: where a magic is short, more
+// than the magic is looked at.
 var kinds = []*kind{
 	qcow2Kind,
-	{"a qcow image of version 1", convert, prefix("QFI\xfb\x00\x00\x00\x01")},
-	{"a qcow2 image of an unknown version", "this program reads the versions 2 and 3", prefix("QFI\xfb")},
-	{"a QED image", convert, prefix("QED\x00")},
-	{"a VMDK image", convert, prefix("KDMV")},
-	{"a VMDK image (ESX)", convert, prefix("COWD")},
-	{"a VMDK image (SE sparse)", convert, prefix("\xbe\xba\xfe\xca\x00\x00\x00\x00")},
-	{"a VMDK descriptor", convert + ", with the files it names", vmdkDescriptor},
-	{"a VDI image", convert, at(0x40, "\x7f\x10\xda\xbe")},
-	{"a VHDX image", convert, prefix("vhdxfile")},
-	{"a VHD image", convert, vhd},
-	{"a Parallels image", convert, prefix("WithoutFreeSpace")},
-	{"a Parallels image", convert, prefix("WithouFreSpacExt")},
-	{"a Bochs image", convert, prefix("Bochs Virtual HD Image")},
-	{"an ASIF image", convert, prefix("shdw\x00\x00\x00\x01")},
-	{"a DMG image", convert, func(_, tail []byte) bool { return bytes.HasPrefix(tail, []byte("koly")) }},
-	{"a LUKS container", "encrypted images are not supported: decrypt it first", prefix("LUKS\xba\xbe")},
-	{"an ISO 9660 image", installer, at(0x8001, "CD001")},
-	{"compressed with gzip", unpack, prefix("\x1f\x8b\x08")},
-	{"compressed with xz", unpack, prefix("\xfd7zXZ\x00")},
-	{"compressed with zstd", unpack, prefix("\x28\xb5\x2f\xfd")},
-	{"compressed with bzip2", unpack, bzip2},
-	{"compressed with lz4", unpack, prefix("\x04\x22\x4d\x18")},
-	{"compressed with lzop", unpack, prefix("\x89LZO\x00\r\n\x1a\n")},
-	{"a zip archive", extractDir, prefix("PK\x03\x04")},
-	{"a 7z archive", extractDir, prefix("7z\xbc\xaf\x27\x1c")},
-	{"a tar archive", extractDir, at(257, "ustar")},
-	{"a web page", notADisk + ": was an error page downloaded in its place?", webPage},
+	{name: "a qcow image of version 1", advice: convert, match: prefix("QFI\xfb\x00\x00\x00\x01")},
+	{name: "a qcow2 image of an unknown version", advice: "this program reads the versions 2 and 3", match: prefix("QFI\xfb")},
+	{name: "a QED image", advice: convert, match: prefix("QED\x00")},
+	{name: "a VMDK image", advice: convert, match: prefix("KDMV")},
+	{name: "a VMDK image (ESX)", advice: convert, match: prefix("COWD")},
+	{name: "a VMDK image (SE sparse)", advice: convert, match: prefix("\xbe\xba\xfe\xca\x00\x00\x00\x00")},
+	{name: "a VMDK descriptor", advice: convert + ", with the files it names", match: vmdkDescriptor},
+	{name: "a VDI image", advice: convert, match: at(0x40, "\x7f\x10\xda\xbe")},
+	{name: "a VHDX image", advice: convert, match: prefix("vhdxfile")},
+	{name: "a VHD image", advice: convert, match: vhd},
+	{name: "a Parallels image", advice: convert, match: prefix("WithoutFreeSpace")},
+	{name: "a Parallels image", advice: convert, match: prefix("WithouFreSpacExt")},
+	{name: "a Bochs image", advice: convert, match: prefix("Bochs Virtual HD Image")},
+	{name: "an ASIF image", advice: convert, match: prefix("shdw\x00\x00\x00\x01")},
+	{name: "a cloop image", advice: convert, match: prefix("#!/bin/sh\n#V")},
+	{name: "a DMG image", advice: convert, match: func(_, tail []byte) bool { return bytes.HasPrefix(tail, []byte("koly")) }},
+	{name: "an encrypted DMG image", advice: "decrypt it first", match: prefix("encrcdsa")},
+	{name: "a macOS sparse image", advice: "convert it with `hdiutil convert -format UDTO` first", match: prefix("sprs\x00\x00\x00\x03")},
+	{name: "an Android sparse image", advice: "convert it with `simg2img` first", match: prefix("\x3a\xff\x26\xed\x01\x00")},
+	{name: "an EWF image (EnCase)", advice: evidence, match: prefix("EVF\x09\x0d\x0a\xff\x00")},
+	{name: "an EWF image (EnCase 7)", advice: evidence, match: prefix("EVF2\x0d\x0a\x81\x00")},
+	{name: "an EWF image (EnCase, logical)", advice: extractDir, match: prefix("LVF\x09\x0d\x0a\xff\x00")},
+	{name: "an AFF image", advice: "convert it with `affconvert -r` first", match: prefix("AFF10\r\n\x00")},
+	{name: "a VMA archive of Proxmox", advice: "unpack it with `vma extract`", match: prefix("VMA\x00\x00\x00\x00\x01")},
+	{name: "a difference of RBD images", advice: "import it with `rbd import-diff`, and export the whole image", match: prefix("rbd diff v")},
+	{name: "an RBD image with its header", advice: "export it with `rbd export --export-format 1`", match: prefix("rbd image v")},
+	{name: "a WIM image", advice: "it holds files of Windows, and an installed disk is needed", match: prefix("MSWIM\x00\x00\x00")},
+	{name: "a partclone image", advice: "restore it with `partclone.restore` first", match: prefix("partclone-image")},
+	{name: "a partimage image", advice: "restore it with `partimage` first", match: prefix("PaRtImAgE-VoLuMe")},
+	{name: "a ZFS send stream", advice: extractDir, match: zfsStream},
+	{name: "a btrfs send stream", advice: extractDir, match: prefix("btrfs-stream\x00")},
+	{name: "a LUKS container", advice: "encrypted images are not supported: decrypt it first", match: prefix("LUKS\xba\xbe")},
+	{name: "an ISO 9660 image", advice: installer, match: at(0x8001, "CD001")},
+	{name: "a UDF image", advice: installer, match: udf},
+	{name: "an image of a CD's raw sectors", advice: installer, match: prefix("\x00\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00")},
+	{name: "compressed with gzip", match: gzipMagic, packed: gzipFormat},
+	{name: "compressed with xz", match: prefix(xzHeaderMagic), packed: xzFormat},
+	{name: "compressed with zstd", match: framed(zstdMagic), packed: zstdFormat},
+	{name: "compressed with bzip2", match: bzip2Magic, packed: bzip2Format},
+	{name: "compressed with lz4", match: framed(lz4Magic), packed: lz4Format},
+	{name: "compressed with lz4, in its legacy format", advice: unpackWith + "`lz4 -d`", match: prefix("\x02\x21\x4c\x18"), packer: true},
+	{name: "compressed with lzop", advice: unpackWith + "`lzop -d`", match: prefix("\x89LZO\x00\r\n\x1a\n"), packer: true},
+	{name: "compressed with lzip", advice: unpackWith + "`lzip -d`", match: prefix("LZIP\x01"), packer: true},
+	{name: "compressed with lrzip", advice: unpackWith + "`lrzip -d`", match: prefix("LRZI\x00"), packer: true},
+	{name: "compressed with lzma", advice: unpackWith + "`unlzma`", match: lzmaAlone, packer: true},
+	{name: "compressed with compress", advice: unpackWith + "`uncompress`", match: prefix("\x1f\x9d\x90"), packer: true},
+	{name: "compressed with snappy", advice: unpackWith + "a program for snappy", match: prefix("\xff\x06\x00\x00sNaPpY"), packer: true},
+	{name: "a zip archive", advice: extractDir, match: prefix("PK\x03\x04")},
+	{name: "a 7z archive", advice: extractDir, match: prefix("7z\xbc\xaf\x27\x1c")},
+	{name: "a RAR archive", advice: extractDir, match: prefix("Rar!\x1a\x07")},
+	{name: "a cabinet archive", advice: extractDir, match: prefix("MSCF\x00\x00\x00\x00")},
+	{name: "a tar archive", advice: deployTar, match: tarHeader, archive: TypeTarball},
+	{name: "a dump archive", advice: deployDump, match: dumpRecord, archive: TypeDump},
+	{name: "a cpio archive", advice: extractDir, match: cpio},
+	{name: "an ar archive or a Debian package", advice: notADisk, match: prefix("!<arch>\n")},
+	{name: "an RPM package", advice: notADisk, match: prefix("\xed\xab\xee\xdb\x03")},
+	{name: "a Linux kernel", advice: notADisk, match: both(at(0x1fe, "\x55\xaa"), at(0x202, "HdrS"))},
+	{name: "a program (ELF)", advice: notADisk, match: elf},
+	{name: "a program for Windows or UEFI", advice: notADisk, match: portableExecutable},
+	{name: "a U-Boot image", advice: notADisk, match: both(prefix("\x27\x05\x19\x56"), text(32, 64))},
+	{name: "a script", advice: notADisk, match: script},
+	{name: "a web page", advice: errorPage, match: markup("<!doctype html", "<html")},
+	{name: "an XML text", advice: errorPage, match: markup("<?xml ")},
+	{name: "a text", advice: errorPage, match: shortText},
 }
 
 // recognise says what a file of n bytes is, nil for a raw disk. The error is
@@ -75,12 +130,25 @@ func recognise(r io.ReaderAt, n size.Bytes) (*kind, error) {
 	if _, err := r.ReadAt(tail, int64(n)-int64(len(tail))); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
+	return find(head, tail), nil
+}
+
+// recogniseHead says what is inside a stream, of which all or the first MiB is
+// known.
+func recogniseHead(head []byte) *kind {
+	if size.Bytes(len(head)) >= headBytes {
+		return find(head[:headLimit], nil)
+	}
+	return find(head[:min(len(head), headLimit)], head[max(0, len(head)-tailLimit):])
+}
+
+func find(head, tail []byte) *kind {
 	for _, k := range kinds {
 		if k.match(head, tail) {
-			return k, nil
+			return k
 		}
 	}
-	return nil, nil
+	return nil
 }
 
 func prefix(magic string) func(head, tail []byte) bool { return at(0, magic) }
@@ -123,11 +191,165 @@ func vhd(head, tail []byte) bool {
 	return bytes.HasPrefix(head, cookie) || bytes.HasPrefix(tail, cookie) || len(tail) > 1 && bytes.HasPrefix(tail[1:], cookie)
 }
 
-func bzip2(head, _ []byte) bool {
-	return len(head) >= 10 && string(head[:3]) == "BZh" && string(head[4:10]) == "1AY&SY"
+func both(a, b func(head, tail []byte) bool) func(head, tail []byte) bool {
+	return func(head, tail []byte) bool { return a(head, tail) && b(head, tail) }
 }
 
-func webPage(head, _ []byte) bool {
-	text := bytes.ToLower(bytes.TrimLeft(head[:min(len(head), 1024)], " \t\r\n\xef\xbb\xbf"))
-	return bytes.HasPrefix(text, []byte("<!doctype html")) || bytes.HasPrefix(text, []byte("<html"))
+// text wants the bytes from one offset up to another to be a text with zeros
+// behind it.
+func text(from, to int) func(head, tail []byte) bool {
+	return func(head, _ []byte) bool {
+		return len(head) >= to && printable(bytes.TrimRight(head[from:to], "\x00"))
+	}
+}
+
+// gzipMagic wants no flag that RFC 1952 reserves.
+func gzipMagic(head, _ []byte) bool {
+	return len(head) >= 10 && string(head[:3]) == "\x1f\x8b\x08" && head[3]&0xe0 == 0
+}
+
+func bzip2Magic(head, _ []byte) bool {
+	return len(head) >= 10 && string(head[:3]) == "BZh" && (string(head[4:10]) == "1AY&SY" || string(head[4:10]) == "\x17\x72\x45\x38\x50\x90")
+}
+
+// framed tells zstd and lz4 by their first frame that is none to skip.
+func framed(magic uint32) func(head, tail []byte) bool {
+	return func(head, _ []byte) bool {
+		for len(head) >= 8 {
+			found := binary.LittleEndian.Uint32(head)
+			if found&^15 != skippableMagic {
+				return found == magic
+			}
+			head = head[min(uint64(len(head)), 8+uint64(binary.LittleEndian.Uint32(head[4:]))):]
+		}
+		return false
+	}
+}
+
+// lzmaAlone tells .lzma files, which have no magic, as xz does: the usual
+// properties, a dictionary of 2^n or 2^n+2^(n-1) bytes, a length that is unknown
+// or less than 256 TiB, and the zero that a range coder begins with.
+func lzmaAlone(head, _ []byte) bool {
+	if len(head) < 14 || head[0] != 0x5d || head[13] != 0 {
+		return false
+	}
+	dictionary, length := binary.LittleEndian.Uint32(head[1:]), binary.LittleEndian.Uint64(head[5:])
+	top := uint32(1) << (max(bits.Len32(dictionary), 1) - 1)
+	return dictionary >= 1<<12 && (dictionary == top || dictionary == top+top/2) && (length == 1<<64-1 || length < 1<<48)
+}
+
+// udf tells a volume of UDF without ISO 9660: its volume recognition sequence
+// (ECMA-167, part 2) begins at 32 KiB.
+func udf(head, _ []byte) bool {
+	return at(0x8000, "\x00BEA01\x01")(head, nil)
+}
+
+// zfsStream tells the first record of a send stream in either byte order.
+func zfsStream(head, _ []byte) bool {
+	const magic = 0x2_f5ba_cbac
+	return len(head) >= 16 && (binary.LittleEndian.Uint64(head[8:]) == magic || binary.BigEndian.Uint64(head[8:]) == magic)
+}
+
+// tarHeader tells tar of all kinds by the checksum of its first header, and by
+// the magic of POSIX.
+func tarHeader(head, _ []byte) bool {
+	if at(257, "ustar\x0000")(head, nil) || at(257, "ustar  \x00")(head, nil) {
+		return true
+	}
+	if len(head) < 512 || head[0] == 0 {
+		return false
+	}
+	want, err := strconv.ParseUint(strings.Trim(string(head[148:156]), " \x00"), 8, 32)
+	sum := uint64(8 * ' ')
+	for i, b := range head[:512] {
+		if i < 148 || i >= 156 {
+			sum += uint64(b)
+		}
+	}
+	return err == nil && sum == want
+}
+
+// Of dump(8), from its protocols/dumprestore.h: a record of 1 KiB begins with its
+// type, has the magic of a format at 24, and all of its 32 bit words add up to a
+// constant.
+const (
+	dumpTape     = 1 // type of the first record
+	dumpMagicOld = 60011
+	dumpMagicNew = 60012
+	dumpMagicUFS = 0x1954_0119 // of FreeBSD, for UFS2
+	dumpSum      = 84446
+)
+
+func dumpRecord(head, _ []byte) bool {
+	for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
+		if len(head) < 1024 || order.Uint32(head) != dumpTape {
+			continue
+		}
+		sum := uint32(0)
+		for i := 0; i < 1024; i += 4 {
+			sum += order.Uint32(head[i:])
+		}
+		magic := order.Uint32(head[24:])
+		if sum == dumpSum && (magic == dumpMagicOld || magic == dumpMagicNew || magic == dumpMagicUFS) {
+			return true
+		}
+	}
+	return false
+}
+
+// cpio wants a whole header of digits behind the magic of an ASCII format.
+func cpio(head, _ []byte) bool {
+	digits, length := "0123456789abcdefABCDEF", 110
+	switch {
+	case len(head) < 110:
+		return false
+	case at(0, "070707")(head, nil):
+		digits, length = "01234567", 76
+	case !at(0, "070701")(head, nil) && !at(0, "070702")(head, nil):
+		return false
+	}
+	return len(bytes.Trim(head[:length], digits)) == 0
+}
+
+// elf wants class, byte order and version that exist.
+func elf(head, _ []byte) bool {
+	return len(head) >= 7 && string(head[:4]) == "\x7fELF" && head[4]-1 < 2 && head[5]-1 < 2 && head[6] == 1
+}
+
+// portableExecutable wants the second header of a program where the first one
+// says. The letters MZ alone are nothing.
+func portableExecutable(head, _ []byte) bool {
+	if len(head) < 0x40 || string(head[:2]) != "MZ" {
+		return false
+	}
+	offset := binary.LittleEndian.Uint32(head[0x3c:])
+	return offset >= 0x40 && offset < headLimit && at(int(offset), "PE\x00\x00")(head, nil)
+}
+
+// script wants a first line that names an interpreter by its path.
+func script(head, _ []byte) bool {
+	line, _, whole := bytes.Cut(head[:min(len(head), 256)], []byte("\n"))
+	path, found := bytes.CutPrefix(line, []byte("#!"))
+	return whole && found && bytes.HasPrefix(bytes.TrimLeft(path, " "), []byte("/")) && printable(path)
+}
+
+// markup tells a text by how it begins, behind space and a byte order mark.
+func markup(beginnings ...string) func(head, tail []byte) bool {
+	return func(head, _ []byte) bool {
+		text := bytes.ToLower(bytes.TrimLeft(head[:min(len(head), 1024)], " \t\r\n\xef\xbb\xbf"))
+		return slices.ContainsFunc(beginnings, func(b string) bool { return bytes.HasPrefix(text, []byte(b)) })
+	}
+}
+
+// shortText tells a file that is nothing but text, and shorter than any disk
+// with a system.
+func shortText(head, _ []byte) bool {
+	return len(head) < headLimit && len(bytes.TrimSpace(head)) > 0 && utf8.Valid(head) && printable(head)
+}
+
+// printable wants no control character but those that texts have.
+func printable(b []byte) bool {
+	return !bytes.ContainsFunc(b, func(r rune) bool {
+		return r < ' ' && !strings.ContainsRune("\t\n\r\f\x1b", r) || r == 0x7f
+	})
 }

@@ -28,6 +28,19 @@ func writeFile(t testing.TB, name string, data []byte) string {
 	return path
 }
 
+// openImage opens what can be read anywhere.
+func openImage(path, imageType string) (Image, error) {
+	src, err := Open(path, imageType)
+	if err != nil {
+		return nil, err
+	}
+	img, ok := src.(Image)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("%s is no Image but a %T", path, src), src.Close())
+	}
+	return img, nil
+}
+
 // wantRefusal opens an image that must be refused with a text, in one line.
 func wantRefusal(t *testing.T, path, imageType, text string) {
 	t.Helper()
@@ -52,8 +65,8 @@ func TestRefusesImagesByQEMU(t *testing.T) {
 	}{
 		{"backing file", "qcow2", []string{"-b", "base.raw", "-F", "raw"}, TypeQCOW2, "has a backing file"},
 		{"data file", "qcow2", []string{"-o", "data_file=data.raw"}, TypeQCOW2, "data is in an external file"},
-		{"luks inside", "qcow2", []string{"--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"}, TypeQEMU, "is encrypted (method 2)"},
-		{"aes inside", "qcow2", []string{"--object", "secret,id=s,data=x", "-o", "encrypt.format=aes,encrypt.key-secret=s"}, TypeQEMU, "is encrypted (method 1)"},
+		{"luks inside", "qcow2", []string{"--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"}, TypeQEMU, "is encrypted (LUKS)"},
+		{"aes inside", "qcow2", []string{"--object", "secret,id=s,data=x", "-o", "encrypt.format=aes,encrypt.key-secret=s"}, TypeQEMU, "is encrypted (AES)"},
 		{"vmdk", "vmdk", nil, TypeQEMU, "a VMDK image: convert it with"},
 		{"vmdk for qcow2", "vmdk", nil, TypeQCOW2, "a VMDK image: convert it with"},
 		{"vmdk text", "vmdk", []string{"-o", "subformat=monolithicFlat"}, TypeQEMU, "a VMDK descriptor"},
@@ -168,7 +181,7 @@ func TestRefusesDamage(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "image.qcow2")
 			tool(t, append(append([]string{"qemu-img", "create", "-q", "-f", "qcow2"}, c.argv...), path, "1M")...)
 			qemuIO("write -P 1 0 64k")(t, path)
-			img, err := Open(path, TypeQCOW2)
+			img, err := openImage(path, TypeQCOW2)
 			if err != nil {
 				t.Fatalf("before the change: %v", err)
 			}
@@ -221,7 +234,7 @@ func TestSharedTables(t *testing.T) {
 	if _, err := f.WriteAt(bytes.Repeat(entry, entries), l1); err != nil {
 		t.Fatal(err)
 	}
-	img, err := Open(path, TypeQCOW2)
+	img, err := openImage(path, TypeQCOW2)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,6 +246,19 @@ func TestSharedTables(t *testing.T) {
 	if _, err := img.ReadAt(b, int64(5*size.TiB)); err != nil || b[5000] != 1 {
 		t.Errorf("read %d, %v", b[5000], err)
 	}
+}
+
+// oldTar is a header of a tar that has no magic.
+func oldTar() []byte {
+	b := make([]byte, 10240)
+	copy(b, "etc/hostname")
+	copy(b[100:], "000644 \x00000000 \x00000000 \x0000000000004 00000000000 ")
+	sum := int(8 * ' ')
+	for _, c := range b[:512] {
+		sum += int(c)
+	}
+	copy(b[148:], fmt.Sprintf("%06o\x00 ", sum))
+	return b
 }
 
 func TestRefusesForeignBytes(t *testing.T) {
@@ -249,12 +275,58 @@ func TestRefusesForeignBytes(t *testing.T) {
 		{"empty", nil, "the file is empty"},
 		{"iso", long(0x8001, "CD001"), "an ISO 9660 image"},
 		{"hybrid iso", append(append(append([]byte{}, long(510, "\x55\xaa")[:0x8001]...), "CD001"...), make([]byte, 2048)...), "an ISO 9660 image"},
-		{"gzip", long(0, "\x1f\x8b\x08\x00"), "compressed with gzip: compressed raw images are not supported yet: unpack it"},
-		{"xz", long(0, "\xfd7zXZ\x00"), "compressed with xz"},
-		{"zstd", long(0, "\x28\xb5\x2f\xfd"), "compressed with zstd"},
-		{"bzip2", long(0, "BZh91AY&SY"), "compressed with bzip2"},
-		{"lz4", long(0, "\x04\x22\x4d\x18"), "compressed with lz4"},
+		{"gzip", long(0, "\x1f\x8b\x08\x00"), "its gzip data cannot be decoded"},
+		{"xz", long(0, "\xfd7zXZ\x00"), "its xz data cannot be used: there is no end of xz data where the file ends"},
+		{"zstd", long(0, "\x28\xb5\x2f\xfd"), "its zstd data cannot be decoded"},
+		{"bzip2", long(0, "BZh91AY&SY"), "its bzip2 data cannot be decoded"},
+		{"lz4", long(0, "\x04\x22\x4d\x18"), "its lz4 data cannot be decoded"},
 		{"tar", long(257, "ustar\x0000"), "a tar archive"},
+		{"old tar", oldTar(), "a tar archive: an archive is no disk image: use the image type tarball"},
+		{"lzma", long(0, "\x5d\x00\x00\x80\x00\xff\xff\xff\xff\xff\xff\xff\xff\x00"), "compressed with lzma: this program does not read that: unpack it with `unlzma`"},
+		{"lzma with a length", long(0, "\x5d\x00\x00\xc0\x00\x00\x00\x00\x40\x01\x00\x00\x00\x00"), "compressed with lzma"},
+		{"lzip", long(0, "LZIP\x01"), "compressed with lzip"},
+		{"lzop", long(0, "\x89LZO\x00\r\n\x1a\n"), "compressed with lzop"},
+		{"lrzip", long(0, "LRZI\x00"), "compressed with lrzip"},
+		{"compress", long(0, "\x1f\x9d\x90"), "compressed with compress"},
+		{"legacy lz4", long(0, "\x02\x21\x4c\x18"), "in its legacy format: this program does not read that: unpack it with `lz4 -d`"},
+		{"udf", long(0x8000, "\x00BEA01\x01"), "a UDF image: an installer"},
+		{"sectors of a CD", long(0, "\x00\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00"), "an image of a CD's raw sectors"},
+		{"cloop", long(0, "#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0\n"), "a cloop image"},
+		{"vmdk of esx", long(0, "COWD\x01"), "a VMDK image (ESX)"},
+		{"vmdk se sparse", long(0, "\xbe\xba\xfe\xca\x00\x00\x00\x00"), "a VMDK image (SE sparse)"},
+		{"bochs", long(0, "Bochs Virtual HD Image"), "a Bochs image"},
+		{"asif", long(0, "shdw\x00\x00\x00\x01"), "an ASIF image"},
+		{"dmg", append(make([]byte, 4096), long(0, "koly")[:512]...), "a DMG image"},
+		{"encrypted dmg", long(0, "encrcdsa"), "an encrypted DMG image"},
+		{"sparse of macos", long(0, "sprs\x00\x00\x00\x03"), "a macOS sparse image"},
+		{"sparse of android", long(0, "\x3a\xff\x26\xed\x01\x00"), "an Android sparse image: convert it with `simg2img`"},
+		{"ewf", long(0, "EVF\x09\x0d\x0a\xff\x00"), "an EWF image"},
+		{"ewf 2", long(0, "EVF2\x0d\x0a\x81\x00"), "an EWF image (EnCase 7)"},
+		{"logical ewf", long(0, "LVF\x09\x0d\x0a\xff\x00"), "an EWF image (EnCase, logical)"},
+		{"aff", long(0, "AFF10\r\n\x00"), "an AFF image"},
+		{"vma", long(0, "VMA\x00\x00\x00\x00\x01"), "a VMA archive of Proxmox"},
+		{"rbd", long(0, "rbd image v2\n"), "an RBD image with its header"},
+		{"rbd diff", long(0, "rbd diff v1\n"), "a difference of RBD images"},
+		{"wim", long(0, "MSWIM\x00\x00\x00"), "a WIM image"},
+		{"partclone", long(0, "partclone-image\x00"), "a partclone image"},
+		{"partimage", long(0, "PaRtImAgE-VoLuMe"), "a partimage image"},
+		{"zfs send", long(8, "\xac\xcb\xba\xf5\x02\x00\x00\x00"), "a ZFS send stream"},
+		{"btrfs send", long(0, "btrfs-stream\x00"), "a btrfs send stream"},
+		{"snappy", long(0, "\xff\x06\x00\x00sNaPpY"), "compressed with snappy"},
+		{"7z", long(0, "7z\xbc\xaf\x27\x1c"), "a 7z archive"},
+		{"rar", long(0, "Rar!\x1a\x07\x01\x00"), "a RAR archive"},
+		{"cabinet", long(0, "MSCF\x00\x00\x00\x00"), "a cabinet archive"},
+		{"cpio", long(0, "070701"+strings.Repeat("0", 104)+".\x00"), "a cpio archive"},
+		{"old cpio", long(0, "070707"+strings.Repeat("0", 70)+".\x00"), "a cpio archive"},
+		{"deb", long(0, "!<arch>\ndebian-binary"), "an ar archive or a Debian package"},
+		{"rpm", long(0, "\xed\xab\xee\xdb\x03\x00"), "an RPM package"},
+		{"u-boot", append(append([]byte("\x27\x05\x19\x56"), make([]byte, 28)...), long(0, "Linux-6.1")...), "a U-Boot image"},
+		{"kernel", append(long(0x1fe, "\x55\xaa\xeb\x66HdrS")[:1024], make([]byte, 9000)...), "a Linux kernel"},
+		{"elf", long(0, "\x7fELF\x02\x01\x01"), "a program (ELF)"},
+		{"program for windows", append(append([]byte("MZ"), make([]byte, 58)...), long(0, "\x40\x00\x00\x00PE\x00\x00")...), "a program for Windows or UEFI"},
+		{"script", long(0, "#! /usr/bin/perl -w\n"), "a script"},
+		{"xml", []byte("<?xml version=\"1.0\"?><Error/>"), "an XML text"},
+		{"json", []byte("{\"message\": \"not found\"}\n"), "a text: it is no disk image: was an error page"},
 		{"zip", long(0, "PK\x03\x04"), "a zip archive"},
 		{"web page", []byte("\n <!DOCTYPE HTML><title>404"), "a web page"},
 		{"text of a vmdk", []byte("# any comment\n\n# and another\nversion=1\nRW 8 FLAT \"/etc/shadow\" 0\n"), "a VMDK descriptor"},
@@ -286,8 +358,10 @@ func TestAcceptsRawDisks(t *testing.T) {
 	boot := make([]byte, 1<<20)
 	copy(boot, "\xeb\x63\x90")
 	boot[510], boot[511] = 0x55, 0xaa
-	for name, data := range map[string][]byte{"zeros": make([]byte, 4096), "boot sector without partitions": boot, "a sector": make([]byte, 512)} {
-		img, err := Open(writeFile(t, "image.img", data), TypeQEMU)
+	fat := append([]byte("\xeb\x3c\x90mkfs.fat"), make([]byte, 1<<20-11)...)
+	mz := append([]byte("MZ\x90\x00\x03"), make([]byte, 1<<20-5)...)
+	for name, data := range map[string][]byte{"fat": fat, "the letters of a program": mz, "zeros": make([]byte, 4096), "boot sector without partitions": boot, "a sector": make([]byte, 512)} {
+		img, err := openImage(writeFile(t, "image.img", data), TypeQEMU)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -297,8 +371,8 @@ func TestAcceptsRawDisks(t *testing.T) {
 		}
 		img.Close()
 	}
-	for _, magic := range []string{"QFI\xfb\x00\x00\x00\x03", "\x1f\x8b\x08", "KDMV", "LUKS\xba\xbe"} {
-		img, err := Open(writeFile(t, "image.raw", []byte(magic)), TypeRaw)
+	for _, magic := range []string{"QFI\xfb\x00\x00\x00\x03", "MSWIM\x00\x00\x00", "KDMV", "LUKS\xba\xbe"} {
+		img, err := openImage(writeFile(t, "image.raw", []byte(magic)), TypeRaw)
 		if err != nil {
 			t.Errorf("a raw image is raw: %v", err)
 			continue
@@ -315,7 +389,7 @@ func TestAcceptsFilesystems(t *testing.T) {
 	for _, mkfs := range [][]string{{"mke2fs", "-q", "-F", "-t", "ext4"}, {"mkfs.vfat"}} {
 		path := writeFile(t, "image.img", make([]byte, 8<<20))
 		tool(t, append(mkfs, path)...)
-		img, err := Open(path, TypeQEMU)
+		img, err := openImage(path, TypeQEMU)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -331,7 +405,7 @@ func TestRaw(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		img, err := Open(path, TypeRaw)
+		img, err := openImage(path, TypeRaw)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -384,7 +458,7 @@ func FuzzOpen(f *testing.F) {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		img, err := Open(path, TypeQCOW2)
+		img, err := openImage(path, TypeQCOW2)
 		if err != nil {
 			return
 		}

@@ -106,7 +106,8 @@ func refuse(b []byte, version uint32) error {
 			"merge the two with `qemu-img convert -O qcow2`")
 	}
 	if method := binary.BigEndian.Uint32(b[32:]); method != 0 {
-		return fmt.Errorf("it is encrypted (method %d), and encrypted images are not supported", method)
+		return fmt.Errorf("it is encrypted (%s), and encrypted images are not supported: "+
+			"decrypt it with `qemu-img convert` first", encryption(method))
 	}
 	if version < 3 {
 		return nil
@@ -123,6 +124,17 @@ func refuse(b []byte, version uint32) error {
 		return fmt.Errorf("it needs a feature of qcow2 that is not known here: %s", describeFeatures(b, unknown))
 	}
 	return nil
+}
+
+// encryption names a method of the header.
+func encryption(method uint32) string {
+	switch method {
+	case 1:
+		return "AES"
+	case 2:
+		return "LUKS"
+	}
+	return fmt.Sprintf("method %d", method)
 }
 
 // geometry takes sizes and offsets from the header of a file of n bytes.

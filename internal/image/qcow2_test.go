@@ -170,7 +170,7 @@ func comparePieces(t *testing.T, path, judge string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	img, err := Open(path, TypeQCOW2)
+	img, err := openImage(path, TypeQCOW2)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +254,7 @@ func TestNotes(t *testing.T) {
 	tool(t, "qemu-img", "convert", "-O", "qcow2", raw, path)
 	tool(t, "qemu-img", "snapshot", "-c", "one", path)
 	patch(t, path, 79, 1)
-	img, err := Open(path, TypeQEMU)
+	img, err := openImage(path, TypeQEMU)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -282,7 +282,7 @@ func TestHolesThatNoTableMaps(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "large.qcow2")
 	tool(t, "qemu-img", "create", "-q", "-f", "qcow2", path, "64T")
 	qemuIO("write -P 7 40T 1M")(t, path)
-	img, err := Open(path, TypeQEMU)
+	img, err := openImage(path, TypeQEMU)
 	if err != nil {
 		t.Fatal(err)
 	}

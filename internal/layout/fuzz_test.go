@@ -51,7 +51,7 @@ func FuzzRead(f *testing.F) {
 	f.Fuzz(func(t *testing.T, base uint8, changes []byte, mib, more uint32, repair bool) {
 		disk := size.Bytes(mib%(8<<20)) * size.MiB
 		head := slices.Clone(bases[int(base)%len(bases)])
-		tail := change(head, changes)
+		tail := mutate(head, changes)
 		if repair {
 			repairCRC(head, 512)
 			repairCRC(head, 4096)
@@ -73,9 +73,9 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
-// change applies the changes; a field number of 0xFF ends them, and what is
+// mutate applies the changes; a field number of 0xFF ends them, and what is
 // left is the end of the disk.
-func change(head, changes []byte) []byte {
+func mutate(head, changes []byte) []byte {
 	var fields []int
 	for _, sector := range []int{512, 4096} {
 		for _, at := range []int{atMyLBA, atAlternate, atFirstUsable, atLastUsable, atEntriesLBA, atCount, atEntrySize} {

@@ -285,41 +285,41 @@ func name(b []byte) string {
 
 // planGPT writes the backup first: until the primary is written, the disk has
 // its old table, and from then on its new one.
-func (t *Table) planGPT(disk size.Bytes, extend bool) (Plan, error) {
+func (t *Table) planGPT(disk size.Bytes, number int, movable func(Partition) bool) (Plan, error) {
 	g, h := t.gpt, t.gpt.header
 	end := int64(disk/t.SectorSize) - 1 // the sector of the backup header
 	lastUsable := end - h.arraySectors(t.SectorSize) - 1
 	if p, ok := t.Last(); ok && p.End() > size.Bytes(lastUsable+1)*t.SectorSize || lastUsable < h.firstUsable {
 		return Plan{}, fmt.Errorf("the partitions and the backup table need a larger disk")
 	}
-	var grown Partition
-	var note string
-	if extend {
-		if p, why, ok := t.extended(size.Bytes(lastUsable+1) * t.SectorSize); ok {
-			grown = p
-		} else {
-			note = why
-		}
+	c := t.change(number, size.Bytes(lastUsable+1)*t.SectorSize, movable)
+	boot := t.protectiveMBR(c, end)
+	if g.complete && h.alternate == end && h.lastUsable <= lastUsable && c.grown.Number == 0 && boot == t.boot {
+		return Plan{Note: c.note}, nil
 	}
-	boot := g.protectiveMBR(t.boot, end)
-	if g.complete && h.alternate == end && h.lastUsable <= lastUsable && grown.Number == 0 && boot == t.boot {
-		return Plan{Note: note}, nil
-	}
-	plan := Plan{Grown: grown, Note: join(t.Note, note)}
-	entries := slices.Clone(h.entries)
-	if grown.Number != 0 {
-		last := grown.End()/t.SectorSize - 1
-		le.PutUint64(entries[(grown.Number-1)*h.entrySize+40:], uint64(last))
-	}
+	plan := Plan{Grown: c.grown, Moved: c.moved, Note: join(t.Note, c.note)}
+	entries := t.entriesAfter(c)
 	plan.add(t.SectorSize, end-h.arraySectors(t.SectorSize), entries, false)
 	plan.add(t.SectorSize, end, h.moved(end, 1, lastUsable, end-h.arraySectors(t.SectorSize), entries), true)
 	plan.add(t.SectorSize, g.primaryAt, entries, false)
 	plan.add(t.SectorSize, 1, h.moved(1, end, lastUsable, g.primaryAt, entries), false)
 	plan.add(t.SectorSize, 0, boot[:], true)
-	if t.oldBackupIsFree(lastUsable) {
+	if t.oldBackupIsFree(lastUsable) && !c.movedOnto(size.Bytes(g.backupAt)*t.SectorSize) {
 		plan.add(t.SectorSize, g.backupAt, make([]byte, t.SectorSize), true)
 	}
 	return plan, nil
+}
+
+// entriesAfter are the entries as the change leaves them.
+func (t *Table) entriesAfter(c change) []byte {
+	h := t.gpt.header
+	entries := slices.Clone(h.entries)
+	for _, p := range t.Partitions {
+		raw, to := entries[(p.Number-1)*h.entrySize:][:h.entrySize], c.after(p)
+		le.PutUint64(raw[32:], uint64(to.Start/t.SectorSize))
+		le.PutUint64(raw[40:], uint64(to.End()/t.SectorSize-1))
+	}
+	return entries
 }
 
 func (p *Plan) add(sector size.Bytes, lba int64, data []byte, sync bool) {
@@ -348,24 +348,4 @@ func (t *Table) oldBackupIsFree(lastUsable int64) bool {
 	}
 	off := size.Bytes(at) * t.SectorSize
 	return !slices.ContainsFunc(t.Partitions, func(p Partition) bool { return p.Start <= off && off < p.End() })
-}
-
-// protectiveMBR gives the entry that protects the GPT the disk's new length.
-// Where there are other entries (a hybrid MBR), that one may end in front of
-// them on purpose: it is changed only if it reached the old end.
-func (g *gptTable) protectiveMBR(boot [bootSize]byte, end int64) [bootSize]byte {
-	slots, _ := bootSlots(boot[:])
-	hybrid := slices.ContainsFunc(slots, func(s slot) bool { return s.length != 0 && s.kind != typeProtective })
-	oldEnd := max(g.header.alternate, g.backupAt)
-	for i, s := range slots {
-		reachesEnd := s.start+s.length == oldEnd+1 || s.length == maxLBA32
-		if s.kind != typeProtective || s.start > end || hybrid && !reachesEnd {
-			continue
-		}
-		length := min(end+1-s.start, maxLBA32)
-		if s.length != length {
-			setLength(boot[:], i, s.start, length)
-		}
-	}
-	return boot
 }

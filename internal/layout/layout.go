@@ -1,12 +1,15 @@
 // Package layout reads the partition table of a disk, GPT or MBR, and plans
-// what must be written so that the table fits a larger disk and the last
-// partition fills it. It plans only: the bytes to write, in order. Everything
-// the table holds besides (GUIDs, names, attributes, types, boot code, disk
+// what must be written so that the table fits a larger disk and a partition
+// grows with it: the last one, or one behind which partitions may be moved to
+// the disk's end. It plans only: the bytes to write, in order. Everything the
+// table holds besides (GUIDs, names, attributes, types, boot code, disk
 // signature, the place, size and order of the entries) stays byte for byte.
 //
-// Left out: making a table, adding, removing, moving or shrinking partitions,
-// BSD disklabels and other tables inside a partition, and MBR tables that
-// count in sectors of 4096 bytes.
+// Left out: making a table, adding, removing or shrinking partitions, moving
+// their content, BSD disklabels and other tables inside a partition, and MBR
+// tables that count in sectors of 4096 bytes. The last have nothing that tells
+// them from others: they are read as if they counted in 512 bytes, and the
+// partitions then seem to hold nothing known.
 package layout
 
 import (
@@ -72,6 +75,7 @@ func (p Partition) End() size.Bytes { return p.Start + p.Length }
 type Plan struct {
 	Writes []Write   // in this order; none where the table is right as it is
 	Grown  Partition // the partition that becomes larger, as it will be; its Number is 0 where none does
+	Moved  []Move    // the partitions that get another place, in the order in which what they hold is to be copied
 	Note   string    // what limits the growth or is repaired, for a log; or empty
 }
 
@@ -115,13 +119,24 @@ func Read(r io.ReaderAt, disk size.Bytes) (*Table, error) {
 	default:
 		return nil, t.unannounced(r, disk)
 	}
+	if err == nil {
+		err = t.sort()
+	}
+	if errors.Is(err, ErrDamaged) && isISO(r) {
+		err = fmt.Errorf("this is a hybrid ISO image, such as an installation medium, and no disk of an installed system: %w", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the %s partition table: %w", t.Kind, err)
 	}
-	if err := t.sort(); err != nil {
-		return nil, fmt.Errorf("cannot read the %s partition table: %w", t.Kind, err)
-	}
 	return t, nil
+}
+
+// isISO tells whether the disk is an ISO 9660 filesystem as a whole: its volume
+// descriptors begin at sector 16 of 2048 bytes (ECMA-119, 8.1). Hybrid images
+// have a partition table in the unused space in front of them.
+func isISO(r io.ReaderAt) bool {
+	var found [6]byte
+	return readFull(r, found[:], 16*2048) == nil && string(found[:]) == "\x01CD001"
 }
 
 // unannounced tells a disk without a table from one with a GPT that neither
@@ -164,8 +179,8 @@ func (t *Table) checkAroundExtended() error {
 		if !p.Extended && !p.Logical && p.Start < extended.End() && extended.Start < p.End() {
 			return fmt.Errorf("%w: partitions %d and %d overlap", ErrDamaged, p.Number, extended.Number)
 		}
-		for sector := range t.mbr.sectors {
-			if at := size.Bytes(sector) * mbrSector; !p.Extended && p.Start <= at && at < p.End() {
+		for _, r := range t.mbr.chain {
+			if at := r.at(); !p.Extended && p.Start <= at && at < p.End() {
 				return fmt.Errorf("%w: partition %d covers a boot record of the extended one", ErrDamaged, p.Number)
 			}
 		}
@@ -206,44 +221,33 @@ func (t *Table) PartUUID(p Partition) string {
 // call Relocate instead. A gain below 1 MiB is not taken.
 //
 // It is an error when the disk is too small for the partitions.
-func (t *Table) Grow(disk size.Bytes) (Plan, error) { return t.plan(disk, true) }
+func (t *Table) Grow(disk size.Bytes) (Plan, error) {
+	last, ok := t.Last()
+	if !ok {
+		last.Number = -1 // the plan notes that there is none
+	}
+	return t.plan(disk, last.Number, nil)
+}
 
 // Relocate plans the table for a disk of that size and changes no partition:
 // the backup of a GPT moves to the disk's end. For an MBR there is nothing to do.
 //
 // It is an error when the disk is too small for the partitions.
-func (t *Table) Relocate(disk size.Bytes) (Plan, error) { return t.plan(disk, false) }
+func (t *Table) Relocate(disk size.Bytes) (Plan, error) { return t.plan(disk, 0, nil) }
 
-func (t *Table) plan(disk size.Bytes, extend bool) (Plan, error) {
+// plan lets the partition of that number grow, or none where it is 0.
+func (t *Table) plan(disk size.Bytes, number int, movable func(Partition) bool) (Plan, error) {
 	var plan Plan
 	var err error
 	if t.Kind == GPT {
-		plan, err = t.planGPT(disk, extend)
+		plan, err = t.planGPT(disk, number, movable)
 	} else {
-		plan, err = t.planMBR(disk, extend)
+		plan, err = t.planMBR(disk, number, movable)
 	}
 	if err != nil {
 		return Plan{}, fmt.Errorf("cannot fit the %s partition table to a disk of %s: %w", t.Kind, disk, err)
 	}
 	return plan, nil
-}
-
-// extended returns the last partition as it is when it ends at or just below
-// end, and false with the reason where that gains too little.
-func (t *Table) extended(end size.Bytes) (Partition, string, bool) {
-	p, ok := t.Last()
-	switch {
-	case !ok:
-		return p, "there is no partition to grow", false
-	case p.Extended:
-		return p, fmt.Sprintf("partition %d, the last one, is an extended partition that holds nothing; nothing is grown", p.Number), false
-	}
-	length := (end - p.Start).AlignDown(unit)
-	if length-p.Length < minGain {
-		return p, fmt.Sprintf("less than %s is free behind partition %d, so it keeps its length", minGain, p.Number), false
-	}
-	p.Length = length
-	return p, "", true
 }
 
 func join(notes ...string) string {

@@ -89,10 +89,11 @@ var disks = []disk{
 }
 
 func TestGrow(t *testing.T) {
+	t.Parallel()
 	need.Tools(t, "sgdisk", "sfdisk")
 	for _, d := range disks {
 		t.Run(d.name, func(t *testing.T) {
-			t.Parallel() // sgdisk sleeps most of the time
+			t.Parallel()
 			d.test(t, d.make(t), 512)
 		})
 	}
@@ -100,6 +101,7 @@ func TestGrow(t *testing.T) {
 
 // TestGrow4096 does the same where a sector is 4096 bytes.
 func TestGrow4096(t *testing.T) {
+	t.Parallel()
 	need.Root(t)
 	need.File(t, "/dev/loop-control")
 	need.Tools(t, "sgdisk", "sfdisk", "losetup")
@@ -108,6 +110,7 @@ func TestGrow4096(t *testing.T) {
 			continue // its script counts sectors of 512 bytes
 		}
 		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
 			path := sparse(t, d.image)
 			withLoop(t, path, func(loop string) {
 				tool(t, "sgdisk", append([]string{"-o"}, append(d.sgdisk, loop)...)...)
@@ -292,6 +295,7 @@ func otherReader(t *testing.T, path string, sector size.Bytes, want *Table) {
 }
 
 func TestGrowGainsTooLittle(t *testing.T) {
+	t.Parallel()
 	need.Tools(t, "sgdisk", "sfdisk")
 	d := disk{image: size.GiB, sgdisk: []string{"-n", "1:2048:0"}}
 	path := d.make(t)
@@ -319,6 +323,7 @@ func TestGrowGainsTooLittle(t *testing.T) {
 }
 
 func TestRelocate(t *testing.T) {
+	t.Parallel()
 	need.Tools(t, "sgdisk", "sfdisk")
 	d := disk{image: size.GiB, sgdisk: []string{"-n", "1:2048:0"}}
 	path := d.make(t)
@@ -372,6 +377,7 @@ func TestReadNoTable(t *testing.T) {
 }
 
 func TestReadDamaged(t *testing.T) {
+	t.Parallel()
 	need.Tools(t, "sgdisk", "sfdisk")
 	plain := disk{image: size.GiB, sgdisk: []string{"-n", "1:2048:+10M", "-n", "2:0:0"}}
 	logical := disks[2]
@@ -401,12 +407,15 @@ func TestReadDamaged(t *testing.T) {
 		}, "leaves"},
 	}
 	for _, c := range cases {
-		path := c.disk.make(t)
-		c.harm(path)
-		_, err := Read(open(t, path))
-		if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: got %v, want it to say %q", c.name, err, c.want)
-		}
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			path := c.disk.make(t)
+			c.harm(path)
+			_, err := Read(open(t, path))
+			if !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %v, want it to say %q", err, c.want)
+			}
+		})
 	}
 }
 

@@ -15,18 +15,19 @@ const (
 	logicalsMax = 128 // bounds a chain that a hostile table makes endless
 )
 
-// mbrTable is where an MBR's entries stand.
+// mbrTable is an MBR as it was read.
 type mbrTable struct {
-	places   map[int]place            // by partition number
-	sectors  map[int64][bootSize]byte // the boot record and the extended ones, by sector
-	extended int                      // the number of the extended partition, or 0
+	extended int      // the number of the extended partition, or 0
+	chain    []record // the boot records in the extended partition, as they lead on to one another
 }
 
-// place is where a partition's entry stands.
-type place struct {
-	sector int64  // of the boot record that holds it
-	index  int    // 0 to 3
-	from   *place // a logical one: the link that leads to its boot record; nil for the first
+// record is a boot record in the extended partition.
+type record struct {
+	sector int64
+	raw    [bootSize]byte
+	link   int // which of its entries leads to the next record of the chain; -1 where it is the last
+	data   int // which of its entries is a logical partition; -1 where none is
+	number int // that partition's; 0 where there is none
 }
 
 // slot is one of the four entries of a boot record. It counts sectors.
@@ -54,16 +55,28 @@ func bootSlots(boot []byte) ([]slot, bool) {
 	return slots, true
 }
 
-// setLength gives an entry of a boot record another length; start is where the
-// partition begins on the disk, which for a logical one the entry does not say.
-func setLength(boot []byte, index int, start, length int64) {
+// setEntry gives an entry of a boot record another length, and where it moved
+// another start: as the entry is to say it, and as it is on the disk. An address
+// for a BIOS that says "look at the sector numbers" is left so.
+func setEntry(boot []byte, index int, says, start, length int64, moved bool) {
 	raw := boot[slotsAt+index*slotSize:][:slotSize]
-	le.PutUint32(raw[12:], uint32(length))
-	if raw[5] == 0xFF && raw[6] == 0xFF && raw[7] == 0xFF {
-		return // says "look at the sector numbers" already
+	if !moved && int64(le.Uint32(raw[12:])) == length {
+		return
 	}
-	copy(raw[5:8], chs(start+length-1))
+	le.PutUint32(raw[12:], uint32(length))
+	if !allOnes(raw[5:8]) {
+		copy(raw[5:8], chs(start+length-1))
+	}
+	if !moved {
+		return
+	}
+	le.PutUint32(raw[8:], uint32(says))
+	if !allOnes(raw[1:4]) {
+		copy(raw[1:4], chs(start))
+	}
 }
+
+func allOnes(b []byte) bool { return b[0] == 0xFF && b[1] == 0xFF && b[2] == 0xFF }
 
 // chs is the address of a sector for a BIOS of old, in the geometry that all
 // tools suppose; the highest one it can say stands for all beyond.
@@ -81,7 +94,7 @@ func isExtended(kind byte) bool { return kind == 0x05 || kind == 0x0F || kind ==
 func (t *Table) readMBR(r io.ReaderAt, disk size.Bytes, slots []slot) error {
 	t.Kind = MBR
 	t.DiskID = le.Uint32(t.boot[440:])
-	t.mbr = &mbrTable{places: map[int]place{}, sectors: map[int64][bootSize]byte{0: t.boot}}
+	t.mbr = &mbrTable{}
 	sectors := int64(disk / mbrSector)
 	for i, s := range slots {
 		if s.length == 0 {
@@ -98,7 +111,6 @@ func (t *Table) readMBR(r io.ReaderAt, disk size.Bytes, slots []slot) error {
 		if p.Extended {
 			t.mbr.extended = i + 1
 		}
-		t.mbr.places[i+1] = place{sector: 0, index: i}
 		t.Partitions = append(t.Partitions, p)
 	}
 	if n := t.mbr.extended; n != 0 {
@@ -120,42 +132,39 @@ func (s slot) partition(number int, start int64) Partition {
 // readLogicals follows the chain of boot records in the extended partition, and
 // numbers what it finds as Linux does.
 func (t *Table) readLogicals(r io.ReaderAt, extended slot) error {
-	end, number := extended.start+extended.length, 5
-	at, from := extended.start, (*place)(nil)
+	end, number, at := extended.start+extended.length, 5, extended.start
 	for {
-		if _, seen := t.mbr.sectors[at]; seen || len(t.mbr.sectors) > logicalsMax {
+		if len(t.mbr.chain) >= logicalsMax || slices.ContainsFunc(t.mbr.chain, func(r record) bool { return r.sector == at }) {
 			return fmt.Errorf("%w: the chain of logical partitions does not end", ErrDamaged)
 		}
-		var record [bootSize]byte
-		if err := readFull(r, record[:], at*int64(mbrSector)); err != nil {
+		rec := record{sector: at}
+		if err := readFull(r, rec.raw[:], at*int64(mbrSector)); err != nil {
 			return err
 		}
-		slots, ok := bootSlots(record[:])
-		if !ok && from == nil {
+		slots, ok := bootSlots(rec.raw[:])
+		if !ok && len(t.mbr.chain) == 0 {
 			return nil // an extended partition in which nothing was ever made
 		}
 		if !ok {
 			return fmt.Errorf("%w: the boot record of logical partition %d, at sector %d, is not one", ErrDamaged, number, at)
 		}
-		t.mbr.sectors[at] = record
-		link, data := chainSlots(slots)
-		if data >= 0 {
-			s := slots[data]
+		rec.link, rec.data = chainSlots(slots)
+		if rec.data >= 0 {
+			s := slots[rec.data]
 			if s.start < 1 || at+s.start+s.length > end {
 				return fmt.Errorf("%w: logical partition %d is not within the extended one", ErrDamaged, number)
 			}
 			p := s.partition(number, at+s.start)
 			p.Logical = true
-			t.mbr.places[number] = place{sector: at, index: data, from: from}
 			t.Partitions = append(t.Partitions, p)
+			rec.number = number
 			number++
 		}
-		if link < 0 {
+		t.mbr.chain = append(t.mbr.chain, rec)
+		if rec.link < 0 {
 			return nil
 		}
-		from = &place{sector: at, index: link}
-		at = extended.start + slots[link].start
-		if at >= end {
+		if at = extended.start + slots[rec.link].start; at >= end {
 			return fmt.Errorf("%w: the chain of logical partitions leaves the extended one", ErrDamaged)
 		}
 	}
@@ -167,68 +176,4 @@ func chainSlots(slots []slot) (link, data int) {
 	link = slices.IndexFunc(slots, func(s slot) bool { return s.length != 0 && isExtended(s.kind) })
 	data = slices.IndexFunc(slots, func(s slot) bool { return s.length != 0 && !isExtended(s.kind) })
 	return link, data
-}
-
-// planMBR writes containers before what they contain, so that the table is
-// right after each of the writes.
-func (t *Table) planMBR(disk size.Bytes, extend bool) (Plan, error) {
-	sectors := int64(disk / mbrSector)
-	for _, p := range t.Partitions {
-		if p.End() > size.Bytes(sectors)*mbrSector {
-			return Plan{}, fmt.Errorf("partition %d needs a larger disk", p.Number)
-		}
-	}
-	if !extend {
-		return Plan{}, nil
-	}
-	var limit string
-	if sectors > maxLBA32 {
-		sectors = maxLBA32
-		limit = fmt.Sprintf("an MBR table ends at 2 TiB, so the rest of the disk of %s stays unused", disk)
-	}
-	grown, why, ok := t.extended(size.Bytes(sectors) * mbrSector)
-	if !ok {
-		return Plan{Note: join(why, limit)}, nil
-	}
-	if t.recordBehind(grown.Start) {
-		return Plan{Note: join(fmt.Sprintf("a boot record of the extended partition lies behind partition %d, so it keeps its length", grown.Number), limit)}, nil
-	}
-	plan := Plan{Grown: grown, Note: limit}
-	at, start, end := t.mbr.places[grown.Number], int64(grown.Start/mbrSector), int64(grown.End()/mbrSector)
-	if grown.Logical {
-		container := int64(t.partition(t.mbr.extended).Start / mbrSector)
-		plan.addRecord(t, t.mbr.places[t.mbr.extended], container, end)
-		if at.from != nil {
-			plan.addRecord(t, *at.from, at.sector, end)
-		}
-	}
-	plan.addRecord(t, at, start, end)
-	return plan, nil
-}
-
-// recordBehind tells whether one of the chain's boot records lies behind off.
-func (t *Table) recordBehind(off size.Bytes) bool {
-	for sector := range t.mbr.sectors {
-		if size.Bytes(sector)*mbrSector >= off {
-			return true
-		}
-	}
-	return false
-}
-
-// addRecord writes the boot record that holds an entry, with the entry's length
-// such that what begins at start ends at end. No record holds two entries that
-// are changed.
-func (p *Plan) addRecord(t *Table, at place, start, end int64) {
-	record := t.mbr.sectors[at.sector]
-	old := int64(le.Uint32(record[slotsAt+at.index*slotSize+12:]))
-	if start+old < end {
-		setLength(record[:], at.index, start, end-start)
-	}
-	p.add(mbrSector, at.sector, record[:], true)
-}
-
-func (t *Table) partition(number int) Partition {
-	i := slices.IndexFunc(t.Partitions, func(p Partition) bool { return p.Number == number })
-	return t.Partitions[i]
 }

@@ -1,5 +1,7 @@
 package layout
 
+import "slices"
+
 // reserved lists the partition types that hold no data that could grow.
 var reserved = []struct{ partitionType, what string }{
 	{"C12A7328-F81F-11D2-BA4B-00A0C93EC93B", "the EFI system partition"},
@@ -31,3 +33,9 @@ func (p Partition) Reserved() string {
 	}
 	return ""
 }
+
+// swapTypes are the types of swap partitions.
+var swapTypes = []string{"0657FD6D-A4AB-43C4-84E5-0933C84B4F4F", "82"}
+
+// IsSwap tells whether the partition is swap space by its type.
+func (p Partition) IsSwap() bool { return slices.Contains(swapTypes, p.Type) }

@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"ganeti-instance-image/internal/filesystem"
 	"ganeti-instance-image/internal/guest"
 	"ganeti-instance-image/internal/layout"
+	"ganeti-instance-image/internal/lvm"
 	"ganeti-instance-image/internal/undo"
 )
 
@@ -27,6 +29,7 @@ import (
 type Part struct {
 	layout.Partition // the whole disk, with number 0, where there is no table
 	Info             filesystem.Info
+	Group, Volume    string // of a logical volume, whose place and length Partition has; else empty
 	Device           string // the loop device over it; "" until it is attached
 }
 
@@ -63,6 +66,29 @@ var ErrNoRoot = errors.New("the disk has no root file system of a Linux system")
 // it is the last one on almost every cloud image. Where every file system could
 // be looked at and none is a root, the error wraps ErrNoRoot.
 func Open(ctx context.Context, disk *block.Device, table *layout.Table, options Options, steps *undo.Stack) (*Tree, error) {
+	t, err := open(ctx, disk, table, options, steps)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.openRoot(); err != nil {
+		return nil, err
+	}
+	return t, t.mountFSTab(ctx)
+}
+
+// FindRoot tells where the root file system is. Nothing is left mounted.
+func FindRoot(ctx context.Context, disk *block.Device, table *layout.Table) (part *Part, err error) {
+	var steps undo.Stack
+	defer steps.Unwind(&err)
+	t, err := open(ctx, disk, table, Options{}, &steps)
+	if err != nil {
+		return nil, err
+	}
+	return t.RootPart, nil
+}
+
+// open mounts the root file system alone.
+func open(ctx context.Context, disk *block.Device, table *layout.Table, options Options, steps *undo.Stack) (*Tree, error) {
 	t := &Tree{Dir: filepath.Join(RunDir, "target"), disk: disk, table: table, flags: unix.MS_NOATIME, steps: steps}
 	if !options.Trusted {
 		t.flags |= unix.MS_NOSUID | unix.MS_NODEV
@@ -73,23 +99,57 @@ func Open(ctx context.Context, disk *block.Device, table *layout.Table, options 
 	if err := t.probe(); err != nil {
 		return nil, err
 	}
-	if err := t.findRoot(ctx); err != nil {
-		return nil, err
-	}
-	if err := t.openRoot(); err != nil {
-		return nil, err
-	}
-	return t, t.mountFSTab(ctx)
+	return t, t.findRoot(ctx)
 }
 
 // probe finds out what each partition holds.
 func (t *Tree) probe() error {
 	for _, p := range t.partitions() {
-		info, err := filesystem.Probe(io.NewSectionReader(t.disk, int64(p.Start), int64(p.Length)), p.Length)
+		part, err := t.probePart(p)
 		if err != nil {
-			return fmt.Errorf("cannot tell what partition %d holds: %w", p.Number, err)
+			return err
 		}
-		t.parts = append(t.parts, &Part{Partition: p, Info: info})
+		t.parts = append(t.parts, part)
+		if part.Info.Kind != filesystem.LVM2 {
+			continue
+		}
+		if err := t.probeVolumes(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *Tree) probePart(p layout.Partition) (*Part, error) {
+	info, err := filesystem.Probe(io.NewSectionReader(t.disk, int64(p.Start), int64(p.Length)), p.Length)
+	if err != nil {
+		return nil, fmt.Errorf("cannot tell what partition %d holds: %w", p.Number, err)
+	}
+	return &Part{Partition: p, Info: info}, nil
+}
+
+// probeVolumes adds the logical volumes of a physical one, as far as each is one
+// stretch of the disk: such a volume is reached as a partition is. Nothing is
+// activated, so that volume groups of the node, or of another instance of the
+// same image, are never confused with it.
+func (t *Tree) probeVolumes(p layout.Partition) error {
+	group, err := lvm.Read(io.NewSectionReader(t.disk, int64(p.Start), int64(p.Length)), p.Length)
+	if err != nil {
+		slog.Warn("cannot look into the physical volume", "partition", p.Number, "cause", err)
+		return nil
+	}
+	for _, v := range group.Volumes {
+		segment, ok := v.Linear()
+		if !ok {
+			slog.Warn("cannot look into the logical volume", "volume", group.Name+"/"+v.Name, "cause", cmp.Or(v.Why, "it is in several pieces"))
+			continue
+		}
+		part, err := t.probePart(layout.Partition{Number: p.Number, Start: p.Start + segment.Start, Length: segment.Length})
+		if err != nil {
+			return err
+		}
+		part.Group, part.Volume = group.Name, v.Name
+		t.parts = append(t.parts, part)
 	}
 	return nil
 }
@@ -125,7 +185,7 @@ func (t *Tree) findRoot(ctx context.Context) error {
 			found, err := t.tryRoot(ctx, part, subvolume)
 			if found {
 				t.RootPart = part
-				slog.Info("mounted the root file system", "partition", part.Number, "type", part.Info.Kind, "subvolume", subvolume)
+				slog.Info("mounted the root file system", "partition", part.Number, "volume", part.Volume, "type", part.Info.Kind, "subvolume", subvolume)
 				return nil
 			}
 			if err != nil {
@@ -312,7 +372,8 @@ func (t *Tree) find(spec string) *Part {
 			tagged && tag == "LABEL" && p.Info.Label == value,
 			tagged && tag == "PARTUUID" && strings.EqualFold(p.PartUUID(t.table), value),
 			tagged && tag == "PARTLABEL" && p.Name == value,
-			!tagged && p.Number > 0 && isDisk0Partition(spec, p.Number):
+			!tagged && p.Volume == "" && p.Number > 0 && isDisk0Partition(spec, p.Number),
+			!tagged && p.Volume != "" && isVolume(spec, p.Group, p.Volume):
 			return p
 		}
 	}
@@ -332,7 +393,7 @@ func bySymlink(spec string) string {
 
 // PartUUID returns the PARTUUID of the partition as the kernel writes it.
 func (p *Part) PartUUID(table *layout.Table) string {
-	if table == nil || p.Number == 0 {
+	if table == nil || p.Number == 0 || p.Volume != "" {
 		return ""
 	}
 	return table.PartUUID(p.Partition)
@@ -347,6 +408,13 @@ func isDisk0Partition(name string, number int) bool {
 		}
 	}
 	return false
+}
+
+// isVolume tells whether a device name is that of a logical volume; device mapper
+// doubles the hyphens within the two names.
+func isVolume(name, group, volume string) bool {
+	double := func(s string) string { return strings.ReplaceAll(s, "-", "--") }
+	return name == "/dev/"+group+"/"+volume || name == "/dev/mapper/"+double(group)+"-"+double(volume)
 }
 
 // ReleaseForeign unmounts what others, such as a hook, mounted below the tree

@@ -11,16 +11,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 
 	"ganeti-instance-image/internal/block"
 	"ganeti-instance-image/internal/deploy"
-	"ganeti-instance-image/internal/filesystem"
 	"ganeti-instance-image/internal/hook"
 	"ganeti-instance-image/internal/image"
 	"ganeti-instance-image/internal/layout"
+	"ganeti-instance-image/internal/network"
 	"ganeti-instance-image/internal/osapi"
+	"ganeti-instance-image/internal/seed"
 	"ganeti-instance-image/internal/settings"
+	"ganeti-instance-image/internal/store"
 	"ganeti-instance-image/internal/undo"
 )
 
@@ -32,20 +33,29 @@ type Env struct {
 	LogLevel *slog.LevelVar // lowered where a setting asks for more
 }
 
+// Order is what an administrator asks for in place of what the settings say.
+type Order struct {
+	Image string // a file's path, a URL, or the name of an image; empty: as the settings have it
+	Disk  int    // the disk to write; of another one than 0 the guest is not customised
+}
+
 // creation is one run of create: what was asked, and what it found so far.
 type creation struct {
 	env       Env
+	order     Order
 	inst      osapi.Instance
 	set       *settings.Settings
-	hooks     []hook.Hook // the enabled ones
-	img       image.Image // nil where Ganeti itself wrote the disk
-	imageType string      // as IMAGE_TYPE has it: qcow2, qemu, raw
+	hooks     []hook.Hook  // the enabled ones
+	img       image.Source // nil where Ganeti itself wrote the disk
+	imageType string       // as IMAGE_TYPE has it: qcow2, qemu, raw
+	nics      []network.NIC
 	userData  []byte
+	facts     seed.Facts // of the guest, where it could be mounted
 	dev       *block.Device
-	table     *layout.Table    // the image's; nil where there is none
-	last      layout.Partition // the last one by position, or the whole disk
-	lastInfo  filesystem.Info  // what it holds
-	plan      layout.Plan      // what fits the table to the disk
+	others    []*otherDisk  // the further disks that have a use
+	table     *layout.Table // the image's; nil where there is none
+	parts     []content     // what it holds, in the disk's order
+	growth    growth
 	steps     *undo.Stack
 	guarded   bool // the disk is made unusable if the operation fails
 }
@@ -53,22 +63,25 @@ type creation struct {
 // Create deploys the image to the instance's first disk and makes the guest on
 // it this instance. When it fails the disk holds no system, and nothing is left
 // mounted or attached.
-func Create(ctx context.Context, env Env) (err error) {
+func Create(ctx context.Context, env Env) error { return Deploy(ctx, env, Order{}) }
+
+// Deploy is Create with an order of the administrator's.
+func Deploy(ctx context.Context, env Env, order Order) (err error) {
 	var steps undo.Stack
 	defer steps.Unwind(&err)
-	c := &creation{env: env, steps: &steps}
+	c := &creation{env: env, order: order, steps: &steps}
 
 	if err := c.readInput(ctx); err != nil {
 		return classify(Input, err)
 	}
-	if c.set.CDInstall {
+	if c.set.CDInstall && c.order.Image == "" {
 		slog.Info("CDINSTALL is set: the disks are left as they are", "by", c.set.Origin("CDINSTALL"))
 		return nil
 	}
 	if err := c.openImage(ctx); err != nil {
 		return classify(Image, err)
 	}
-	if err := c.openDisk(); err != nil {
+	if err := c.openDisks(); err != nil {
 		return classify(Disk, err)
 	}
 	if err := c.check(ctx); err != nil {
@@ -80,10 +93,16 @@ func Create(ctx context.Context, env Env) (err error) {
 	if err := c.grow(ctx); err != nil {
 		return err
 	}
+	if err := c.prepareOthers(ctx); err != nil {
+		return err
+	}
 	if err := c.customise(ctx); err != nil {
 		return err
 	}
-	return c.dev.Sync()
+	if err := c.writeSeed(); err != nil {
+		return err
+	}
+	return classify(Disk, c.dev.Sync())
 }
 
 // readInput reads all that Ganeti and the site say.
@@ -100,6 +119,12 @@ func (c *creation) readInput(ctx context.Context) (err error) {
 	for _, warning := range c.set.Warnings() {
 		slog.Warn(warning)
 	}
+	if c.order.Image != "" {
+		c.set.Order(c.order.Image)
+	}
+	if c.order.Disk != 0 {
+		return nil
+	}
 	hooks, err := hook.List(c.set.CustomizeDir)
 	c.hooks = hook.Enabled(hooks)
 	return err
@@ -109,7 +134,7 @@ func (c *creation) readInput(ctx context.Context) (err error) {
 // checked. What it needs from the network besides is fetched here too, while
 // the disk is as it was.
 func (c *creation) openImage(ctx context.Context) error {
-	if c.set.OSImage {
+	if c.set.OSImage && c.order.Image == "" {
 		slog.Info("the OS parameter os-image is set: Ganeti has written the disk, it is only grown and customised")
 		c.imageType = "raw"
 		return nil
@@ -124,41 +149,73 @@ func (c *creation) openImage(ctx context.Context) error {
 		}
 		return nil
 	})
-	if found.Type == "tarball" || found.Type == "dump" {
-		return classify(Refused, fmt.Errorf("cannot deploy %s: this version deploys disk images (qcow2, qemu, raw) only, not a %s", found.Path, found.Type))
+	if c.imageType, err = typeOf(found); err != nil {
+		return err
 	}
-	if c.img, err = image.Open(found.Path, found.Type); err != nil {
+	if c.imageType == "tarball" || c.imageType == "dump" {
+		return classify(Refused, fmt.Errorf("cannot deploy %s: this version deploys disk images (qcow2, qemu, raw) only, not a %s", found.Path, c.imageType))
+	}
+	if c.img, err = image.Open(found.Path, c.imageType); err != nil {
 		return err
 	}
 	c.steps.Push("close the image", c.img.Close)
-	c.imageType = found.Type
-	slog.Info("image", "file", found.Path, "format", c.img.Format(), "size", c.img.Size())
+	slog.Info("image", append([]any{"file", found.Path, "format", c.img.Format()}, sizeOf(c.img)...)...)
 	return nil
 }
 
-// openDisk opens the instance's first disk for nobody else to use.
-func (c *creation) openDisk() error {
+// typeOf is the image's type: what IMAGE_TYPE says, raw where the name says so,
+// since what a guest has written may begin with anything, or what it holds.
+func typeOf(found store.Found) (string, error) {
+	if found.Told || found.Type == image.TypeRaw {
+		return found.Type, nil
+	}
+	return image.Detect(found.Path)
+}
+
+// sizeOf is what is known of an image's size before it is written, for the log.
+func sizeOf(img image.Source) []any {
+	if s, ok := img.(*image.Stream); ok {
+		if n, known := s.Size(); known {
+			return []any{"compression", s.Compression(), "size", n}
+		}
+		return []any{"compression", s.Compression()}
+	}
+	return []any{"size", img.(image.Image).Size()}
+}
+
+// openDisks opens the instance's disks that have a use, for nobody else to use.
+func (c *creation) openDisks() (err error) {
 	if len(c.inst.Disks) == 0 {
 		return errors.New("cannot deploy an image: the instance has no disk")
 	}
-	disk := c.inst.Disks[0]
+	if c.dev, err = c.openDisk(c.order.Disk); err != nil {
+		return err
+	}
+	return c.openOthers()
+}
+
+// openDisk opens one disk of the instance.
+func (c *creation) openDisk(index int) (*block.Device, error) {
+	if index >= len(c.inst.Disks) {
+		return nil, fmt.Errorf("cannot write disk %d: the instance has %d disks, counted from 0", index, len(c.inst.Disks))
+	}
+	disk := c.inst.Disks[index]
 	if disk.Path == "" && disk.URI != "" {
-		return fmt.Errorf("cannot deploy to disk 0: it has no path on this node, only the URI %s (disk access mode userspace); "+
-			"set access=kernelspace for its disk template, or add the instance with --no-install", disk.URI)
+		return nil, fmt.Errorf("cannot write disk %d: it has no path on this node, only the URI %s (disk access mode userspace); "+
+			"set access=kernelspace for its disk template, or add the instance with --no-install", index, disk.URI)
 	}
 	if disk.Path == "" {
-		return errors.New("cannot deploy to disk 0: Ganeti gave no DISK_0_PATH")
+		return nil, fmt.Errorf("cannot write disk %d: Ganeti gave no DISK_%d_PATH", index, index)
 	}
 	if disk.Access == "ro" {
-		return fmt.Errorf("cannot deploy to disk 0 (%s): Ganeti gives it read-only (mode=ro)", disk.Path)
+		return nil, fmt.Errorf("cannot write disk %d (%s): Ganeti gives it read-only (mode=ro)", index, disk.Path)
 	}
 	dev, err := block.Open(disk.Path)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c.dev = dev
-	c.steps.Push("close the disk", dev.Close)
-	return nil
+	c.steps.Push("close the disk "+disk.Path, dev.Close)
+	return dev, nil
 }
 
 // write puts the image on the disk. Until its last byte is good the disk shows
@@ -171,11 +228,30 @@ func (c *creation) write(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	c.guard()
-	commit, err := deploy.Write(ctx, c.img, c.dev)
+	written, err := c.writeImage(ctx)
 	if err != nil {
-		return classifyWrite(err)
+		return classifyDeploy(err)
 	}
-	return classify(Disk, commit())
+	if c.unpacked() {
+		if err := c.inspect(written, written.Size()); err != nil {
+			return err
+		}
+	}
+	return classifyDeploy(written.Commit())
+}
+
+// unpacked tells whether the image is one of which is known only when it is
+// written what it holds.
+func (c *creation) unpacked() bool {
+	_, is := c.img.(*image.Stream)
+	return is
+}
+
+func (c *creation) writeImage(ctx context.Context) (*deploy.Written, error) {
+	if s, ok := c.img.(*image.Stream); ok {
+		return deploy.WriteStream(ctx, s, c.dev)
+	}
+	return deploy.Write(ctx, c.img.(image.Image), c.dev)
 }
 
 // guard has the disk show no system if anything fails from now on: it is about
@@ -188,10 +264,10 @@ func (c *creation) guard() {
 	c.steps.OnFailure("make the disk unusable again", func() error { return deploy.Wipe(c.dev) })
 }
 
-// classifyWrite tells an image that does not fit or does not decode from a
-// disk that cannot be written.
-func classifyWrite(err error) error {
-	if pathErr := (*os.PathError)(nil); errors.As(err, &pathErr) && pathErr.Op == "write" {
+// classifyDeploy tells an image that does not decode from a disk that is too
+// small or cannot be written.
+func classifyDeploy(err error) error {
+	if errors.As(err, new(*deploy.DiskError)) {
 		return classify(Disk, err)
 	}
 	return classify(Image, err)

@@ -14,7 +14,7 @@ import (
 	"ganeti-instance-image/internal/block"
 	"ganeti-instance-image/internal/hook"
 	"ganeti-instance-image/internal/mount"
-	"ganeti-instance-image/internal/network"
+	"ganeti-instance-image/internal/seed"
 	"ganeti-instance-image/internal/undo"
 )
 
@@ -42,13 +42,7 @@ func (c *creation) checkHooks(ctx context.Context) (err error) {
 	return nil
 }
 
-func checkCloudInit(ctx context.Context, c *creation) (err error) {
-	if _, err := network.Plan(ctx, c.set, c.inst); err != nil {
-		return err
-	}
-	c.userData, err = readUserData(ctx, c.set)
-	return err
-}
+func checkCloudInit(ctx context.Context, c *creation) error { return c.readSeed(ctx) }
 
 func checkOverlays(_ context.Context, c *creation) error {
 	if c.set.Overlay == "" {
@@ -61,13 +55,17 @@ func checkOverlays(_ context.Context, c *creation) error {
 	return nil
 }
 
-// customise runs the enabled hooks on the mounted guest.
+// customise makes the guest this instance: it is told of its further disks, and
+// the enabled hooks run on it.
 func (c *creation) customise(ctx context.Context) (err error) {
 	if c.set.NoMount {
+		c.sayUntold("NOMOUNT is set")
 		return nil
 	}
-	sayWhatStays(c.hooks)
-	if len(c.hooks) == 0 {
+	if c.order.Disk == 0 {
+		sayWhatStays(c.hooks)
+	}
+	if len(c.hooks) == 0 && len(c.others) == 0 {
 		return nil
 	}
 	c.guard()
@@ -76,12 +74,49 @@ func (c *creation) customise(ctx context.Context) (err error) {
 	tree, err := mount.Open(ctx, c.dev, c.table, mount.Options{Trusted: c.trusted()}, &steps)
 	if errors.Is(err, mount.ErrNoRoot) {
 		slog.Warn("deployed, not customised: the enabled hooks did not run", "cause", err)
+		c.sayUntold("there is no root file system")
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	environ, err := c.hookEnviron(tree, &steps)
+	if err := c.tellOfDisks(tree); err != nil {
+		return err
+	}
+	return c.runHooks(ctx, tree, &steps)
+}
+
+// sayUntold says that a guest must be told of its further disks by hand.
+func (c *creation) sayUntold(why string) {
+	for _, d := range c.others {
+		if d.use.What != "seed" {
+			slog.Warn("the guest's fstab does not name the disk: "+why, "disk", d.index, "by", d.by, "uuid", d.info.UUID)
+		}
+	}
+}
+
+// tellOfDisks enters further disks into the guest's fstab. Where the seed is on
+// one of them, a seed in the image would count besides it, and goes.
+func (c *creation) tellOfDisks(tree *mount.Tree) error {
+	if err := c.enterOthers(tree); err != nil {
+		return fmt.Errorf("cannot tell the guest of its disks: %w", err)
+	}
+	if c.seedDisk() == nil {
+		return nil
+	}
+	c.facts = seed.Facts{Bash: tree.Root.Exists("/bin/bash"), CloudInit: tree.Root.CloudInit()}
+	changes, err := seed.Remove(tree.Root)
+	for _, change := range changes {
+		slog.Info("cloud-init: " + change)
+	}
+	return err
+}
+
+func (c *creation) runHooks(ctx context.Context, tree *mount.Tree, steps *undo.Stack) error {
+	if len(c.hooks) == 0 {
+		return nil
+	}
+	environ, err := c.hookEnviron(tree, steps)
 	if err != nil {
 		return err
 	}

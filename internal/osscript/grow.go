@@ -9,94 +9,179 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"ganeti-instance-image/internal/block"
 	"ganeti-instance-image/internal/deploy"
 	"ganeti-instance-image/internal/filesystem"
+	"ganeti-instance-image/internal/image"
 	"ganeti-instance-image/internal/layout"
+	"ganeti-instance-image/internal/lvm"
 	"ganeti-instance-image/internal/mount"
 	"ganeti-instance-image/internal/run"
+	"ganeti-instance-image/internal/size"
 )
+
+// content is a partition with what it holds. Its number is 0 for a disk without
+// a table.
+type content struct {
+	layout.Partition
+	info  filesystem.Info
+	group *lvm.Group // of a physical volume that can be read; else nil
+}
+
+// growth is what becomes larger, as it was planned before the disk was touched.
+type growth struct {
+	part *content    // nil where nothing grows
+	why  string      // then the reason
+	plan layout.Plan // what fits the table to the disk
+}
 
 // check looks, before the disk is touched, at all that a later step will need:
 // room for the image, its table, the file system that is to grow, the programs
-// for it, and what the enabled hooks read.
+// for it, and what the enabled hooks read. What a compressed image holds shows
+// only when it is written.
 func (c *creation) check(ctx context.Context) error {
-	if c.img != nil {
-		if err := deploy.Fits(c.img, c.dev); err != nil {
+	if img, ok := c.img.(image.Image); ok {
+		if err := deploy.Fits(img, c.dev); err != nil {
 			return classify(Disk, err)
 		}
-		if err := deploy.CheckEnds(c.img); err != nil {
+		if err := deploy.CheckEnds(img); err != nil {
 			return classify(Image, err)
 		}
+		if err := c.inspect(img, img.Size()); err != nil {
+			return err
+		}
 	}
-	if c.set.NoMount {
-		return nil
+	if c.img == nil {
+		if err := c.inspect(c.dev, c.dev.Size()); err != nil {
+			return err
+		}
 	}
-	if err := c.readLayout(); err != nil {
-		return classify(Image, err)
-	}
-	if err := c.checkGrowth(); err != nil {
+	if err := c.checkOthers(ctx); err != nil {
 		return err
 	}
 	return classify(Input, c.checkHooks(ctx))
 }
 
-// readLayout reads the table of the image, or of the disk where Ganeti has
-// written it, and finds out what the last partition by position holds. Where
-// there is no table that is the whole disk.
-func (c *creation) readLayout() (err error) {
-	var source io.ReaderAt = c.dev
-	length := c.dev.Size()
-	if c.img != nil {
-		source, length = c.img, c.img.Size()
+// inspect reads what an image, or a disk that Ganeti has written, holds, and
+// plans its growth.
+func (c *creation) inspect(source io.ReaderAt, length size.Bytes) error {
+	if c.set.NoMount {
+		return nil
 	}
+	if err := c.readLayout(source, length); err != nil {
+		return classify(Image, err)
+	}
+	if !c.set.Grow {
+		return nil
+	}
+	if err := c.planGrowth(); err != nil {
+		return classify(Image, err)
+	}
+	return c.checkTools()
+}
+
+// readLayout reads the table and finds out what each partition holds. Where
+// there is no table that is the whole disk.
+func (c *creation) readLayout(source io.ReaderAt, length size.Bytes) (err error) {
 	c.table, err = layout.Read(source, length)
 	if err != nil && !errors.Is(err, layout.ErrNoTable) {
 		return fmt.Errorf("%w (NOMOUNT=yes deploys the image as it is)", err)
 	}
-	c.last = layout.Partition{Length: length}
+	partitions := []layout.Partition{{Length: length}}
 	if c.table != nil {
-		c.last, _ = c.table.Last()
+		partitions = c.table.Partitions
 	}
-	c.lastInfo, err = filesystem.Probe(io.NewSectionReader(source, int64(c.last.Start), int64(c.last.Length)), c.last.Length)
-	if err == nil && c.img != nil && c.lastInfo.Size > c.last.Length {
-		return fmt.Errorf("cannot use image %s: its %s has %d bytes, and there is room for %d: the image is cut off (NOMOUNT=yes deploys it as it is)",
-			c.img.Path(), c.lastInfo.Kind, int64(c.lastInfo.Size), int64(c.last.Length))
+	c.parts = nil
+	for _, p := range partitions {
+		if p.Extended {
+			continue
+		}
+		part, err := readContent(source, p)
+		if err != nil {
+			return err
+		}
+		if c.img != nil && part.info.Kind.Growable() && part.info.Size > p.Length {
+			return fmt.Errorf("cannot use image %s: its %s has %d bytes, and there is room for %d: the image is cut off (NOMOUNT=yes deploys it as it is)",
+				c.img.Path(), part.info.Kind, int64(part.info.Size), int64(p.Length))
+		}
+		c.parts = append(c.parts, part)
 	}
+	return nil
+}
+
+func readContent(source io.ReaderAt, p layout.Partition) (content, error) {
+	section := io.NewSectionReader(source, int64(p.Start), int64(p.Length))
+	info, err := filesystem.Probe(section, p.Length)
+	if err != nil {
+		return content{}, err
+	}
+	part := content{Partition: p, info: info}
+	if info.Kind != filesystem.LVM2 {
+		return part, nil
+	}
+	if part.group, err = lvm.Read(section, p.Length); err != nil {
+		slog.Warn("LVM is left to the guest", "partition", p.Number, "cause", err)
+	}
+	return part, nil
+}
+
+// planGrowth plans the writes that fit the table to the disk.
+func (c *creation) planGrowth() (err error) {
+	c.growth = c.chooseGrowth()
+	if c.table == nil {
+		return nil
+	}
+	if c.growth.part == nil {
+		c.growth.plan, err = c.table.Relocate(c.dev.Size())
+		return err
+	}
+	c.growth.plan, err = c.table.GrowPast(c.dev.Size(), c.growth.part.Number, c.movable)
 	return err
 }
 
-// checkGrowth makes sure that the table can grow to the disk's size and that
-// the programs for the file system are there.
-func (c *creation) checkGrowth() (err error) {
-	if !c.set.Grow {
+// chooseGrowth takes the last partition by position that is neither swap nor
+// one that by its type never grows, if it holds what can.
+func (c *creation) chooseGrowth() growth {
+	for _, part := range slices.Backward(c.parts) {
+		switch {
+		case c.movable(part.Partition) || part.Reserved() != "":
+			continue
+		case part.info.Apart != "" || !part.info.Kind.Growable() && part.group == nil:
+			return growth{why: fmt.Sprintf("partition %d holds %s, which this program does not grow", part.Number, cmp.Or(string(part.info.Kind), "nothing known"))}
+		}
+		return growth{part: &part}
+	}
+	return growth{why: "there is no partition that could"}
+}
+
+// movable tells whether a partition may be moved for another to grow: swap
+// space, but not one that has a hibernated system in it, which has another mark.
+func (c *creation) movable(p layout.Partition) bool {
+	return slices.ContainsFunc(c.parts, func(part content) bool {
+		return part.Number == p.Number && (part.info.Kind == filesystem.Swap || part.info.Kind == filesystem.None && p.IsSwap())
+	})
+}
+
+// checkTools makes sure that the programs for what grows are there.
+func (c *creation) checkTools() error {
+	if c.growth.part == nil {
 		return nil
 	}
-	if c.plan, err = c.planGrowth(); err != nil {
-		return classify(Image, err)
+	tools := c.growth.part.info.Kind.Tools()
+	if g := c.growth.part.group; g != nil {
+		tools = append(tools, lvm.Tools()...)
 	}
-	for _, tool := range c.lastInfo.Kind.Tools() {
+	for _, tool := range tools {
 		if _, err := run.Find(tool); err != nil {
-			return fmt.Errorf("cannot grow the %s of the image (GROW=no leaves it as it is): %w", c.lastInfo.Kind, err)
+			return fmt.Errorf("cannot grow the %s of the image (GROW=no leaves it as it is): %w", c.growth.part.info.Kind, err)
 		}
 	}
 	return nil
 }
 
-// planGrowth plans the writes that fit the table to the disk: the last
-// partition is extended only where its file system can follow.
-func (c *creation) planGrowth() (layout.Plan, error) {
-	if c.table == nil {
-		return layout.Plan{}, nil
-	}
-	if c.lastInfo.Kind.Growable() && c.last.Reserved() == "" {
-		return c.table.Grow(c.dev.Size())
-	}
-	return c.table.Relocate(c.dev.Size())
-}
-
-// grow makes the table and the last file system as large as the disk.
+// grow makes the table and what the last partition holds as large as the disk.
 func (c *creation) grow(ctx context.Context) error {
 	if c.set.NoMount {
 		slog.Info("NOMOUNT is set: the disk holds the image's bytes, not grown, not customised", "by", c.set.Origin("NOMOUNT"))
@@ -109,39 +194,70 @@ func (c *creation) grow(ctx context.Context) error {
 	if err := c.growTable(); err != nil {
 		return classify(Disk, err)
 	}
-	return c.growFileSystem(ctx)
+	part := c.growth.part
+	if part == nil {
+		slog.Info("nothing to grow: " + c.growth.why)
+		return nil
+	}
+	c.guard()
+	var err error
+	if part.group != nil {
+		err = c.growVolume(ctx, part)
+	} else {
+		err = c.growFileSystem(ctx, part.Start, part.Length, part.info)
+	}
+	if errors.Is(err, filesystem.ErrLeftToGuest) {
+		slog.Warn(err.Error())
+		return nil
+	}
+	return err
 }
 
 // growTable writes the table anew for the disk's size.
 func (c *creation) growTable() (err error) {
 	if c.table == nil {
-		c.last.Length = c.dev.Size()
+		c.parts[0].Length = c.dev.Size()
+		if c.growth.part != nil {
+			c.growth.part.Length = c.dev.Size()
+		}
 		return nil
 	}
 	c.guard()
-	if err := c.dev.Apply(c.plan); err != nil {
+	plan := c.growth.plan
+	if err := c.moveSwap(plan.Moved); err != nil {
 		return err
 	}
-	if c.plan.Note != "" {
-		slog.Info(c.plan.Note)
+	if err := c.dev.Apply(plan); err != nil {
+		return err
 	}
-	if c.plan.Grown.Number != 0 {
-		slog.Info("grew the last partition", "partition", c.plan.Grown.Number, "from", c.last.Length, "to", c.plan.Grown.Length)
-		c.last = c.plan.Grown
+	if plan.Note != "" {
+		slog.Info(plan.Note)
+	}
+	if grown := plan.Grown; grown.Number != 0 {
+		slog.Info("grew the partition", "partition", grown.Number, "from", c.growth.part.Length, "to", grown.Length)
+		c.growth.part.Partition = grown
 	}
 	c.table, err = layout.Read(c.dev, c.dev.Size())
 	return err
 }
 
-// growFileSystem lets the file system fill its partition.
-func (c *creation) growFileSystem(ctx context.Context) (err error) {
-	if !c.lastInfo.Kind.Growable() {
-		slog.Info("nothing to grow: the last partition holds no file system that this program grows",
-			"partition", c.last.Number, "holds", cmp.Or(string(c.lastInfo.Kind), "nothing known"))
-		return nil
+// moveSwap copies the headers of swap partitions to where they will be.
+func (c *creation) moveSwap(moves []layout.Move) error {
+	for _, m := range moves {
+		if m.From.Extended {
+			continue
+		}
+		if err := c.moveHeader(m.From.Start, m.To.Start, m.From.Length); err != nil {
+			return fmt.Errorf("cannot move the swap partition %d: %w", m.From.Number, err)
+		}
+		slog.Info("moved the swap partition to the end of the disk", "partition", m.From.Number, "size", m.From.Length)
 	}
-	c.guard()
-	loop, err := block.Attach(c.dev.Path(), c.last.Start, c.last.Length, c.table.Sector(), false)
+	return nil
+}
+
+// growFileSystem lets a file system fill its place on the disk.
+func (c *creation) growFileSystem(ctx context.Context, start, length size.Bytes, info filesystem.Info) (err error) {
+	loop, err := block.Attach(c.dev.Path(), start, length, c.table.Sector(), false)
 	if err != nil {
 		return classify(Disk, err)
 	}
@@ -150,10 +266,5 @@ func (c *creation) growFileSystem(ctx context.Context) (err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("cannot make the mount point: %w", err)
 	}
-	err = filesystem.Grow(ctx, loop.Path(), c.lastInfo, dir)
-	if errors.Is(err, filesystem.ErrLeftToGuest) {
-		slog.Warn(err.Error())
-		return nil
-	}
-	return err
+	return filesystem.Grow(ctx, loop.Path(), info, dir)
 }

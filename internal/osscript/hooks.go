@@ -97,9 +97,11 @@ func runCloudInit(ctx context.Context, c *customisation) error {
 			return fmt.Errorf("cannot read the user-data: %w", err)
 		}
 	}
-	files, err := seed.Files(c.set, c.inst, nics, seed.Facts{UserData: userData, Bash: c.root.Exists("/bin/bash"), CloudInit: c.root.CloudInit()})
-	if err != nil {
-		return err
+	var files []seed.File // none where they are on a disk
+	if !c.set.SeedOnDisk() {
+		if files, err = seed.Files(c.set, c.inst, nics, seed.Facts{UserData: userData, Bash: c.root.Exists("/bin/bash"), CloudInit: c.root.CloudInit()}); err != nil {
+			return err
+		}
 	}
 	changes, err := seed.Write(c.root, files)
 	for _, change := range changes {

@@ -1,8 +1,8 @@
 // Package seed makes the NoCloud seed that cloud-init reads in the guest: the
 // instance's identity, its network, the site's users and the site's user-data.
 //
-// Left out: the seed as a disk of its own, and reading user-data from where it
-// is kept; the caller hands its bytes over.
+// Left out: reading user-data from where it is kept; the caller hands its bytes
+// over.
 package seed
 
 import (

@@ -20,14 +20,17 @@ const (
 	// letters follow digits and the last file wins.
 	configName = "zz-ganeti.cfg"
 	configFile = guest.CloudConfigDir + "/" + configName
+)
 
-	// One line and in this style: it is all that ds-identify understands. A
-	// list of one, None aside, is used without probing for it.
-	config = "# Written at deployment: this instance's data is in " + seedDir + `
+// config makes cloud-init read the seed. datasource_list is one line and in this
+// style: it is all that ds-identify understands. A list of one, None aside, is
+// used without probing for it.
+func config(where string) []byte {
+	return []byte("# Written at deployment: this instance's data is " + where + `
 datasource_list: [ NoCloud, None ]
 preserve_hostname: false
-`
-)
+`)
+}
 
 // saved is what a file of the image is renamed to that must not act.
 const saved = ".ganeti-saved"
@@ -35,7 +38,8 @@ const saved = ".ganeti-saved"
 // The bound of a file of the image that is read here.
 const fileLimit = 1 * size.MiB
 
-// Write puts a seed into a guest that has cloud-init, and takes away what would
+// Write puts a seed into a guest that has cloud-init, or, where there are no
+// files, has the guest look for one on another disk. It takes away what would
 // keep that from using it: the image's own seeds and state, configuration that
 // switches cloud-init or its network off or gives it another network, and the
 // network files that it or the image's builder left. What was changed is
@@ -271,15 +275,48 @@ func (w *writer) netplan() error {
 	return nil
 }
 
-// place writes the seed itself. Only root may read it: user-data holds secrets.
-func (w *writer) place(files []File) error {
-	if err := w.root.MkdirAll(seedsDir, 0o755); err != nil {
-		return err
-	}
+// Remove takes the seeds out of a guest that finds its own on another disk. What
+// was changed is returned, a line a change.
+func Remove(root *guest.Root) ([]string, error) {
+	w := &writer{root: root}
+	err := w.removeSeeds()
+	return w.changes, err
+}
+
+func (w *writer) removeSeeds() error {
 	for _, dir := range []string{seedDir, seedDir + "-net"} {
 		if err := w.remove(dir, "a seed of the image's"); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// place writes the seed itself. Only root may read it: user-data holds secrets.
+func (w *writer) place(files []File) error {
+	if err := w.removeSeeds(); err != nil {
+		return err
+	}
+	where := "on a disk labelled cidata"
+	if len(files) > 0 {
+		where = "in " + seedDir
+		if err := w.placeFiles(files); err != nil {
+			return err
+		}
+	}
+	if err := w.root.MkdirAll(guest.CloudConfigDir, 0o755); err != nil {
+		return err
+	}
+	if err := w.root.WriteFile(configFile, config(where), 0o644); err != nil {
+		return err
+	}
+	w.say("the seed is " + where)
+	return nil
+}
+
+func (w *writer) placeFiles(files []File) error {
+	if err := w.root.MkdirAll(seedsDir, 0o755); err != nil {
+		return err
 	}
 	if err := w.root.MkdirAll(seedDir, 0o700); err != nil {
 		return err
@@ -289,12 +326,5 @@ func (w *writer) place(files []File) error {
 			return err
 		}
 	}
-	if err := w.root.MkdirAll(guest.CloudConfigDir, 0o755); err != nil {
-		return err
-	}
-	if err := w.root.WriteFile(configFile, []byte(config), 0o644); err != nil {
-		return err
-	}
-	w.say("wrote the seed to " + seedDir)
 	return nil
 }

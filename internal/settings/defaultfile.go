@@ -20,6 +20,9 @@ func defaultFile() []byte {
 	file.WriteString("# Settings of ganeti-instance-image.\n#\n" + wrap(intro))
 	fill := strings.NewReplacer("{sysconf}", "/etc", "{localstate}", "/var", "{memory}", "")
 	for _, section := range table {
+		if section.title == "" {
+			continue
+		}
 		fmt.Fprintf(&file, "\n\n# %s\n", section.title)
 		for _, row := range section.settings {
 			if row.name == "" {

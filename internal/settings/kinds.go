@@ -44,6 +44,8 @@ var (
 	addresses   = kind{check: each(checkAddress), separator: " "}
 	domains     = kind{check: each(matching(`[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})`, "domain names")), separator: " "}
 	base64Text  = kind{check: checkBase64}
+	diskName    = kind{check: matching(`[1-9][0-9]?|[A-Za-z_][A-Za-z0-9_.+~@:=,-]{0,199}`, "the number of a disk, from 1 on, or its name")}
+	diskUse     = kind{check: checkDiskUse}
 )
 
 // decode sets a field from checked text; empty text is the zero value.
@@ -54,6 +56,8 @@ func decode(field any, k kind, text string) error {
 		*f = text
 	case *bool:
 		*f = text == "yes"
+	case *DiskUse:
+		*f = parseDiskUse(text)
 	case *Tristate:
 		*f = map[string]Tristate{"yes": Yes, "no": No}[text]
 	case *size.Bytes:
@@ -147,6 +151,31 @@ func checkImageType(text string) (string, error) {
 		return "", nil
 	}
 	return oneOf("tarball", "dump", "qemu", "qcow2", "raw", "auto")(text)
+}
+
+var mountPoint = regexp.MustCompile(`^(/[A-Za-z0-9_@:+-][A-Za-z0-9_.@:+-]*)+$`)
+
+// checkDiskUse wants swap, seed, or data:FILESYSTEM:MOUNTPOINT.
+func checkDiskUse(text string) (string, error) {
+	use := parseDiskUse(text)
+	switch {
+	case text == "swap" || text == "seed":
+		return text, nil
+	case use.What != "data":
+		return "", errors.New("want swap, seed, or data:FILESYSTEM:MOUNTPOINT")
+	case !mountPoint.MatchString(use.Mountpoint):
+		return "", errors.New("want a mount point such as /srv behind the second colon")
+	}
+	if _, err := filesystem.check(use.Filesystem); err != nil {
+		return "", fmt.Errorf("the file system: %w", err)
+	}
+	return text, nil
+}
+
+func parseDiskUse(text string) DiskUse {
+	what, rest, _ := strings.Cut(text, ":")
+	kind, mountpoint, _ := strings.Cut(rest, ":")
+	return DiskUse{what, kind, mountpoint}
 }
 
 // each wants a list with spaces, commas or line ends between its entries.

@@ -21,6 +21,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 
 	"ganeti-instance-image/internal/size"
 )
@@ -44,7 +46,9 @@ type Settings struct {
 	Filesystem string // ext2, ext3, ext4, xfs, btrfs
 	KernelArgs string // one line
 	NoMount    bool
-	Grow       bool // never together with NoMount
+	Grow       bool   // never together with NoMount
+	SeedDisk   string // the number of a further disk, or its name
+	DiskUses   [MaxDisks]DiskUse
 
 	CustomizeDir string
 	OverlaysDir  string
@@ -70,6 +74,21 @@ type Settings struct {
 	values   map[string]value // text and origin by name, of known settings and the site's own
 	own      []string         // the site's own names, as they came
 	warnings []string
+}
+
+// MaxDisks is how many disks Ganeti gives an instance at most.
+const MaxDisks = 16
+
+// DiskUse is what a further disk is for; its zero value leaves the disk alone.
+type DiskUse struct {
+	What       string // swap, seed, data
+	Filesystem string // of data
+	Mountpoint string // of data: a path in the guest
+}
+
+// SeedOnDisk tells whether the seed for cloud-init goes to a disk of its own.
+func (s *Settings) SeedOnDisk() bool {
+	return s.SeedDisk != "" || slices.ContainsFunc(s.DiskUses[:], func(u DiskUse) bool { return u.What == "seed" })
 }
 
 // Cinit is what cloud-init is told of users; a zero field leaves the image as
@@ -137,6 +156,30 @@ func (s *Settings) Origin(name string) Origin {
 // Warnings are sentences for the log: what was set and has no effect, and
 // names that look like a slip.
 func (s *Settings) Warnings() []string { return slices.Clone(s.warnings) }
+
+// Order has an image of the administrator's choice deployed, by a file's path, a
+// URL, or its name, whatever the settings say; its type is told by its content.
+func (s *Settings) Order(image string) {
+	s.ImageType, s.ImageFile, s.ImageURL = "", "", ""
+	name, field := "IMAGE_NAME", &s.ImageName
+	switch {
+	case strings.HasPrefix(image, "/"):
+		name, field = "IMAGE_FILE", &s.ImageFile
+	case strings.Contains(image, "://"):
+		name, field = "IMAGE_URL", &s.ImageURL
+	}
+	*field = image
+	s.values[name] = value{image, Origin{What: "the command line"}}
+}
+
+// OrderSeed has the seed go to a disk of the administrator's choice.
+func (s *Settings) OrderSeed(disk int) {
+	for n := range s.DiskUses {
+		s.DiskUses[n] = DiskUse{}
+	}
+	s.SeedDisk = strconv.Itoa(disk)
+	s.values["SEED_DISK"] = value{s.SeedDisk, Origin{What: "the command line"}}
+}
 
 func (s *Settings) warn(format string, args ...any) {
 	s.warnings = append(s.warnings, fmt.Sprintf(format, args...))

@@ -169,6 +169,8 @@ func TestEverySetting(t *testing.T) {
 		"KERNEL_ARGS":              {{"console=ttyS0 a=\\\"b\\\"", "console=ttyS0 a=\"b\""}},
 		"NOMOUNT":                  switches,
 		"GROW":                     switches,
+		"SEED_DISK":                {{"1", "1"}, {"seed-disk", "seed-disk"}},
+		"DISK_1":                   {{"swap", "swap"}, {"seed", "seed"}, {"data:xfs:/srv/a_b", "data:xfs:/srv/a_b"}},
 		"CUSTOMIZE_DIR":            {{"/h", "/h"}},
 		"OVERLAYS_DIR":             {{"/o", "/o"}},
 		"OVERLAY":                  {{"web", "web"}},
@@ -190,6 +192,9 @@ func TestEverySetting(t *testing.T) {
 		"DENY_PARAMETERS":          {{"image_url os-image", "image_url os_image"}},
 		"SHELL_SETTINGS":           switches,
 		"IMAGE_DEBUG":              switches,
+	}
+	for n := 2; n < MaxDisks; n++ {
+		cases[fmt.Sprintf("DISK_%d", n)] = cases["DISK_1"]
 	}
 	for _, k := range known() {
 		if len(cases[k.name]) == 0 {
@@ -214,6 +219,7 @@ CINIT_SSH_KEY="`+key+"\n"+key+`"
 CINIT_SSH_PWAUTH=1 CINIT_DISABLE_ROOT=no
 DNS_SERVERS="192.0.2.1 2001:db8::1" DNS_SEARCH=example.org
 USER_DATA_FILE=/u ALLOW_URLS="http://a" DENY_PARAMETERS="grow os-image"
+DISK_1=swap DISK_15=data:ext4:/srv
 IMAGE_DEBUG=1 BOOT_SIZE=1G IMAGE_FILE=/i SUBNET=s OVERLAY=o
 `, "-").mustLoad(nil)
 	want := Cinit{User: "admin", SSHKeys: []string{key, key}, SSHPasswordAuth: Yes, DisableRoot: No, ManageResolvConf: Unset}
@@ -222,6 +228,9 @@ IMAGE_DEBUG=1 BOOT_SIZE=1G IMAGE_FILE=/i SUBNET=s OVERLAY=o
 	}
 	if !slices.Equal(set.DNSServers, []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}) || !slices.Equal(set.DNSSearch, []string{"example.org"}) {
 		t.Errorf("DNS: %v %v", set.DNSServers, set.DNSSearch)
+	}
+	if set.DiskUses[1] != (DiskUse{What: "swap"}) || set.DiskUses[2] != (DiskUse{}) || set.DiskUses[15] != (DiskUse{"data", "ext4", "/srv"}) {
+		t.Errorf("got %+v", set.DiskUses)
 	}
 	if set.UserDataFile != "/u" || !set.Debug || set.BootSize != size.GiB || set.ImageFile != "/i" || set.Subnet != "s" || set.Overlay != "o" ||
 		!slices.Equal(set.AllowURLs, []string{"http://a"}) || !slices.Equal(set.DenyParameters, []string{"grow", "os_image"}) {
@@ -261,6 +270,15 @@ func TestLoadRefuses(t *testing.T) {
 		{"DENY_PARAMETERS='image_url " + secret + "'", "entry 2 of the list is no OS parameter; there are cdinstall image_name"},
 		{"SHELL_SETTINGS=perhaps" + secret, "want yes or no"},
 		{"VARIANTS_DIR=x" + secret, "want an absolute path"},
+		{"SEED_DISK=0", "from 1 on"},
+		{"SEED_DISK=a/" + secret, "from 1 on"},
+		{"DISK_1=ext4:" + secret, "want swap, seed, or data"},
+		{"DISK_2=swap:" + secret, "want swap, seed, or data"},
+		{"DISK_3=data:ntfs:/" + secret, "the file system: want one of ext2"},
+		{"DISK_4=data:ext4:" + secret, "want a mount point"},
+		{"DISK_5=data:ext4:/", "want a mount point"},
+		{"DISK_6=data:ext4:/a/../" + secret, "want a mount point"},
+		{"DISK_15='data:ext4:/a b" + secret + "'", "want a mount point"},
 	}
 	for _, c := range cases {
 		s := newSite(t).with("\n"+c.line+"\n", "")
@@ -462,7 +480,7 @@ func TestDefaultFile(t *testing.T) {
 	if err != nil || len(found) > 0 {
 		t.Errorf("as installed it sets %v, %v", found, err)
 	}
-	enabled := regexp.MustCompile(`(?m)^#([A-Z_]+=)`).ReplaceAll(installed, []byte("$1"))
+	enabled := regexp.MustCompile(`(?m)^#([A-Z_0-9]+=)`).ReplaceAll(installed, []byte("$1"))
 	found, err = shellfile.Parse("default", enabled, func(string) (string, bool) { return "", false })
 	names := map[string]string{}
 	for _, a := range found {
@@ -472,6 +490,9 @@ func TestDefaultFile(t *testing.T) {
 		t.Errorf("with every line enabled: %v, %v", found, err)
 	}
 	l := newLoader(Site{"/etc", "/var"}, 0, nil)
+	for _, s := range moreDiskUses() {
+		delete(l.defaults, s.name)
+	}
 	if diff := cmp.Diff(l.defaults, names); diff != "" {
 		t.Errorf("the lines to enable are not the defaults (-defaults +file):\n%s", diff)
 	}

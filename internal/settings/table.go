@@ -1,6 +1,9 @@
 package settings
 
-import "iter"
+import (
+	"fmt"
+	"iter"
+)
 
 // setting is one row of the table.
 type setting struct {
@@ -13,7 +16,7 @@ type setting struct {
 }
 
 type section struct {
-	title    string
+	title    string // empty: the default file does not list it, an earlier one speaks for it
 	settings []setting
 }
 
@@ -32,7 +35,7 @@ var table = []section{
 		{"IMAGE_CLEANUP", yesNo, "no", "", "Remove a downloaded image after use", func(s *Settings) any { return &s.ImageCleanup }},
 		{"CACHE_DIR", absPath, "{localstate}/cache/ganeti-instance-image", "", "Directory of downloaded images", func(s *Settings) any { return &s.CacheDir }},
 	}},
-	{"The disk", []setting{
+	{"The disks", []setting{
 		{"SWAP", yesNo, "yes", "swap", "Make a swap partition (tarball and dump)", func(s *Settings) any { return &s.Swap }},
 		{"SWAP_SIZE", sizeMiB, "{memory}", "swap_size", "Size of the swap partition in MiB, or with K, M, G or T; empty: as much as the instance has memory", func(s *Settings) any { return &s.SwapSize }},
 		{"BOOT_SIZE", sizeMiB, "512", "boot_size", "Size of the /boot partition in MiB, or with K, M, G or T (tarball and dump)", func(s *Settings) any { return &s.BootSize }},
@@ -41,7 +44,10 @@ var table = []section{
 		{"KERNEL_ARGS", oneLine, "", "kernel_args", "More arguments for the guest's kernel (hook grub)", func(s *Settings) any { return &s.KernelArgs }},
 		{"NOMOUNT", yesNo, "no", "nomount", "Write the image and nothing else: no growing, no hooks; for systems that are not Linux", func(s *Settings) any { return &s.NoMount }},
 		{"GROW", yesNo, "yes", "grow", "Grow the last partition of a disk image and its filesystem to the end of the disk", func(s *Settings) any { return &s.Grow }},
+		{"SEED_DISK", diskName, "", "seed_disk", "Disk that gets the seed for cloud-init: its number, from 1 on, or its name; empty: the seed is in the guest (hook cloud-init)", func(s *Settings) any { return &s.SeedDisk }},
+		{"DISK_1", diskUse, "", "disk_1", "Use of disk 1: swap, seed (as SEED_DISK=1) or data:FILESYSTEM:MOUNTPOINT, made anew and on a reinstall kept; empty: it is left as it is; DISK_2 to DISK_15 likewise", func(s *Settings) any { return &s.DiskUses[1] }},
 	}},
+	{"", moreDiskUses()},
 	{"The guest", []setting{
 		{"CUSTOMIZE_DIR", absPath, "{sysconf}/ganeti/instance-image/hooks", "", "Directory of the hooks", func(s *Settings) any { return &s.CustomizeDir }},
 		{"OVERLAYS_DIR", absPath, "{sysconf}/ganeti/instance-image/overlays", "", "Directory of the overlays", func(s *Settings) any { return &s.OverlaysDir }},
@@ -73,6 +79,16 @@ var table = []section{
 		{"SHELL_SETTINGS", yesNo, "no", "", "Have bash evaluate a settings file of more than assignments; only in this file, and only for files that none but root can write", func(s *Settings) any { return &s.ShellSettings }},
 		{"IMAGE_DEBUG", yesNo, "no", "", "Log every step", func(s *Settings) any { return &s.Debug }},
 	}},
+}
+
+// moreDiskUses are the settings for the disks from 2 on.
+func moreDiskUses() []setting {
+	var rows []setting
+	for n := 2; n < MaxDisks; n++ {
+		rows = append(rows, setting{fmt.Sprintf("DISK_%d", n), diskUse, "", fmt.Sprintf("disk_%d", n), "Use of the disk, as disk_1",
+			func(s *Settings) any { return &s.DiskUses[n] }})
+	}
+	return rows
 }
 
 // known is every row that is a setting.

@@ -57,11 +57,11 @@ func (st *store) download(ctx context.Context, src source, want digest, conditio
 	}
 	slog.Info("downloaded the image", "size", n, "took", time.Since(start).Round(time.Millisecond), "checksum", cmp.Or(want.String(), "not compared"))
 	if st.settings.ImageCleanup {
-		got = found(part.Name(), src.imageType, want)
+		got = st.found(part.Name(), src.imageType, want)
 		got.Cleanup = func() error { return discard(part) }
 		return got, nil
 	}
-	return found(src.cached, src.imageType, want), st.keep(part, src, want, resp.Header)
+	return st.found(src.cached, src.imageType, want), st.keep(part, src, want, resp.Header)
 }
 
 // hint adds to an answer of the server what to look at.

@@ -19,9 +19,21 @@ var kinds = []struct {
 	{"dump", []string{"-root.dump"}, []string{".dump"}},
 	{"tarball", []string{".tar.gz"}, []string{".tgz", ".tar", ".tar.xz", ".txz", ".tar.zst", ".tar.bz2", ".tar.lz4"}},
 	{"qcow2", []string{".qcow2"}, nil},
-	{"qemu", []string{".img"}, nil},
-	{"raw", []string{".raw"}, nil},
+	{"qemu", compressed(".img"), nil},
+	{"raw", compressed(".raw"), nil},
 }
+
+// compressed lists an ending as it is and as compressed files have it.
+func compressed(ending string) []string {
+	endings := []string{ending}
+	for _, c := range compressions {
+		endings = append(endings, ending+c)
+	}
+	return endings
+}
+
+// compressions are the endings of compressed raw images.
+var compressions = []string{".gz", ".xz", ".zst", ".bz2", ".lz4"}
 
 // architectures lists what image names call a machine, by its name in uname(2).
 // One that is not here is called as uname calls it.
@@ -91,7 +103,10 @@ func (st *store) tried() string {
 	var endings []string
 	for _, kind := range kinds {
 		if isAuto(st.settings.ImageType) || st.settings.ImageType == kind.imageType {
-			endings = append(endings, kind.endings...)
+			endings = append(endings, kind.endings[0])
+			if len(kind.endings) > 1 {
+				endings[len(endings)-1] += "[" + strings.Join(compressions, "|") + "]"
+			}
 		}
 	}
 	if stems := st.stems(); len(stems)*len(endings) > 1 {

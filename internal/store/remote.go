@@ -50,7 +50,7 @@ func (st *store) remote(ctx context.Context) (Found, error) {
 		}
 		if same {
 			slog.Info("using the image in the cache", "path", path, "sum", want)
-			return found(path, src.imageType, want), nil
+			return st.found(path, src.imageType, want), nil
 		}
 	}
 	if there, _ := regular(src.placed); there {
@@ -69,7 +69,7 @@ func (st *store) unverified(ctx context.Context, src source) (Found, error) {
 		}
 		if there && path == src.placed {
 			slog.Info("using the image that was put into the cache, without verifying it", "path", path)
-			return found(path, src.imageType, digest{}), nil
+			return st.found(path, src.imageType, digest{}), nil
 		}
 		if there {
 			return st.renew(ctx, src)
@@ -92,7 +92,7 @@ func (st *store) renew(ctx context.Context, src source) (Found, error) {
 	default:
 		slog.Warn("using the image in the cache, since it cannot be downloaded anew", "path", src.cached, "reason", err)
 	}
-	return found(src.cached, src.imageType, digest{}), nil
+	return st.found(src.cached, src.imageType, digest{}), nil
 }
 
 // verifiedBefore uses a copy that agreed with its checksum when that could still
@@ -106,7 +106,7 @@ func (st *store) verifiedBefore(ctx context.Context, src source, cause error) (F
 		if same, err := matches(ctx, path, sum); err == nil && same {
 			slog.Warn("using the image in the cache, which was verified earlier, since its checksum cannot be fetched now",
 				"path", path, "sum", sum, "reason", cause)
-			return found(path, src.imageType, sum), nil
+			return st.found(path, src.imageType, sum), nil
 		}
 	}
 	return Found{}, cause

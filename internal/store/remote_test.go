@@ -571,15 +571,15 @@ func TestUnverifiedIsAskedFor(t *testing.T) {
 // TestPlaced has a file in CACHE_DIR under the Bash version's name.
 func TestPlaced(t *testing.T) {
 	web := newSite(t, false)
-	web.publish("/i/deb-x86_64.img", content)
-	s := settings.Settings{ImageURL: web.URL + "/i", ImageName: "deb", Arch: "x86_64", ImageType: "qemu", CacheDir: t.TempDir()}
-	placed := filepath.Join(s.CacheDir, "deb-x86_64.img")
+	web.publish("/i/deb-x86_64.qcow2", content)
+	s := settings.Settings{ImageURL: web.URL + "/i", ImageName: "deb", Arch: "x86_64", ImageType: "qcow2", CacheDir: t.TempDir()}
+	placed := filepath.Join(s.CacheDir, "deb-x86_64.qcow2")
 
 	s.ImageVerify, s.ImageCleanup = true, true
 	write(t, placed, content)
 	got, err := web.newStore(t, s).find(t.Context())
 	wantFile(t, got, err, content)
-	if got.Path != placed || web.count("/i/deb-x86_64.img") > 0 {
+	if got.Path != placed || web.count("/i/deb-x86_64.qcow2") > 0 {
 		t.Errorf("not used: %+v", got)
 	}
 	if err := got.Cleanup(); err != nil {
@@ -602,7 +602,7 @@ func TestPlaced(t *testing.T) {
 	write(t, filepath.Join(s.CacheDir, "deb-x86_64-root.dump"), "of no concern")
 	got, err = web.newStore(t, s).find(t.Context())
 	wantFile(t, got, err, content)
-	if got.Type != "qemu" {
+	if got.Type != "qcow2" {
 		t.Errorf("got %+v", got)
 	}
 	if err := errors.Join(got.Cleanup(), os.Remove(filepath.Join(s.CacheDir, "deb-x86_64-root.dump"))); err != nil {
@@ -612,7 +612,7 @@ func TestPlaced(t *testing.T) {
 	s.ImageVerify, s.ImageType, s.Arch = false, "", ""
 	got, err = web.newStore(t, s).find(t.Context())
 	wantFile(t, got, err, "an older one of the administrator's")
-	if got.Path != placed || got.Type != "qemu" {
+	if got.Path != placed || got.Type != "qcow2" {
 		t.Errorf("got %+v", got)
 	}
 }

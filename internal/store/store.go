@@ -34,6 +34,7 @@ import (
 type Found struct {
 	Path string // a regular file, or a link to one
 	Type string // "dump", "tarball", "qcow2", "qemu" (told by its content) or "raw"
+	Told bool   // IMAGE_TYPE says so; else it is what the name suggests
 	Sum  string // the checksum it agrees with, as in "sha256:0a1b..."; "" for one that was not compared
 
 	// Cleanup removes what was downloaded for this instance alone, as
@@ -107,7 +108,7 @@ func (st *store) file() (Found, error) {
 	if isAuto(imageType) {
 		imageType, _ = typeOf(filepath.Base(s.ImageFile))
 	}
-	return found(s.ImageFile, imageType, digest{}), nil
+	return st.found(s.ImageFile, imageType, digest{}), nil
 }
 
 // local looks for the names in IMAGE_DIR.
@@ -123,7 +124,7 @@ func (st *store) local() (Found, error) {
 			return Found{}, fmt.Errorf("cannot use the image %s: %w", st.settings.ImageName, err)
 		}
 		if there {
-			return found(path, name.imageType, digest{}), nil
+			return st.found(path, name.imageType, digest{}), nil
 		}
 	}
 	return Found{}, st.notLocal()
@@ -176,7 +177,7 @@ func regular(path string) (bool, error) {
 	return true, nil
 }
 
-func found(path, imageType string, sum digest) Found {
+func (st *store) found(path, imageType string, sum digest) Found {
 	slog.Debug("found the image", "path", path, "type", imageType, "sum", sum)
-	return Found{Path: path, Type: imageType, Sum: sum.String(), Cleanup: func() error { return nil }}
+	return Found{Path: path, Type: imageType, Told: !isAuto(st.settings.ImageType), Sum: sum.String(), Cleanup: func() error { return nil }}
 }

@@ -1,0 +1,182 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ganeti-instance-image/internal/luxi"
+	"ganeti-instance-image/internal/osscript"
+	"ganeti-instance-image/internal/run"
+	"ganeti-instance-image/internal/settings"
+	"ganeti-instance-image/internal/undo"
+)
+
+// ssconf is where each node of a cluster has what it must know of it.
+const ssconf = "/var/lib/ganeti/ssconf_"
+
+// Master is the master node, from which instances that exist are worked on.
+type Master struct {
+	Site    settings.Site
+	Program string // this program's path, the same on all nodes
+	Stderr  io.Writer
+}
+
+// Deploy puts an image on a disk of an instance that is down. The image is a
+// file's path on the instance's node, a URL, or a name as IMAGE_NAME has it. The
+// target is INSTANCE or INSTANCE:DISK. Disk 0, if none is named, is customised as
+// create does it.
+func (m Master) Deploy(ctx context.Context, image, target string) error {
+	if image == "" || strings.HasPrefix(image, ".") || strings.Contains(image, "/") && !strings.HasPrefix(image, "/") && !strings.Contains(image, "://") {
+		return osscript.WithClass(osscript.Input, fmt.Errorf("cannot deploy %q: want a full path, beginning with /, a URL, or the name of an image", image))
+	}
+	name, disk, err := splitTarget(target, 0)
+	if err != nil {
+		return err
+	}
+	return m.withDisks(ctx, name, "deploy", image, strconv.Itoa(disk))
+}
+
+// Seed writes the NoCloud seed of an instance that is down to a disk of it:
+// INSTANCE:DISK, or the one that the settings name.
+func (m Master) Seed(ctx context.Context, target string) error {
+	name, disk, err := splitTarget(target, osscript.AnyDisk)
+	if err != nil {
+		return err
+	}
+	return m.withDisks(ctx, name, "seed", strconv.Itoa(disk))
+}
+
+// SeedFile writes the seed of an instance, by this node's settings, to a file
+// that only its owner can read.
+func (m Master) SeedFile(ctx context.Context, name, file string) (err error) {
+	inst, networks, err := find(ctx, name)
+	if err != nil {
+		return err
+	}
+	iso, err := osscript.SeedISO(ctx, osscript.Env{Site: m.Site, Environ: inst.environ(networks), LogLevel: new(slog.LevelVar)})
+	if err != nil {
+		return err
+	}
+	var steps undo.Stack
+	defer steps.Unwind(&err)
+	f, err := os.CreateTemp(filepath.Dir(file), ".seed-")
+	if err != nil {
+		return fmt.Errorf("cannot write the seed: %w", err)
+	}
+	steps.OnFailure("remove "+f.Name(), func() error { return os.Remove(f.Name()) })
+	_, err = f.Write(iso)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("cannot write the seed: %w", err)
+	}
+	if err := os.Rename(f.Name(), file); err != nil {
+		return fmt.Errorf("cannot write the seed: %w", err)
+	}
+	return nil
+}
+
+// splitTarget reads INSTANCE or INSTANCE:DISK.
+func splitTarget(target string, otherwise int) (name string, disk int, err error) {
+	name, number, found := strings.Cut(target, ":")
+	if !found {
+		return name, otherwise, nil
+	}
+	disk, err = strconv.Atoi(number)
+	if err != nil || disk < 0 || disk >= settings.MaxDisks || name == "" {
+		return "", 0, osscript.WithClass(osscript.Input, fmt.Errorf("cannot use %q: want INSTANCE, or INSTANCE:DISK with the number of a disk, from 0 on", target))
+	}
+	return name, disk, nil
+}
+
+func find(ctx context.Context, name string) (*instance, map[string]network, error) {
+	inst, err := findInstance(ctx, luxi.Socket, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	networks, err := findNetworks(ctx, luxi.Socket)
+	return inst, networks, err
+}
+
+// down are the states in which nobody uses an instance's disks.
+var down = []string{"ADMIN_down", "USER_down"}
+
+// withDisks has the instance's node do something while the disks are attached
+// there. Whatever becomes of it, they are detached again.
+func (m Master) withDisks(ctx context.Context, name string, args ...string) (err error) {
+	inst, networks, err := find(ctx, name)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(down, inst.status) {
+		return osscript.WithClass(osscript.Disk, fmt.Errorf("cannot write to the disks of %s while its status is %s: stop it first, with gnt-instance shutdown %s", inst.name, inst.status, inst.name))
+	}
+	if err := inst.activate(ctx); err != nil {
+		return err
+	}
+	var steps undo.Stack
+	defer steps.Unwind(&err)
+	steps.Push("detach the disks again", func() error { return inst.deactivate(context.WithoutCancel(ctx)) })
+	return m.onNode(ctx, inst, inst.environ(networks), args)
+}
+
+// onNode runs this program on the instance's node, which may be this one. The
+// environment goes to its standard input, where no other user sees it.
+func (m Master) onNode(ctx context.Context, inst *instance, environ, args []string) error {
+	argv := append([]string{m.Program, "on-node"}, args...)
+	master, err := readConf("master_node")
+	if err != nil {
+		return err
+	}
+	if inst.node != master {
+		if argv, err = remote(inst.node, argv); err != nil {
+			return err
+		}
+	}
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = []string{"PATH=" + run.Path}
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	cmd.WaitDelay = time.Minute
+	cmd.Stdin = strings.NewReader(strings.Join(environ, "\x00"))
+	cmd.Stdout, cmd.Stderr = m.Stderr, m.Stderr
+	err = cmd.Run()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() > 0 {
+		return osscript.WithClass(osscript.Class(exit.ExitCode()), fmt.Errorf("it did not succeed on %s: the line above says why", inst.node))
+	}
+	if err != nil {
+		return fmt.Errorf("cannot work on the node %s: %w", inst.node, err)
+	}
+	return nil
+}
+
+// remote has another node run a command, reached as Ganeti itself reaches it.
+func remote(node string, argv []string) ([]string, error) {
+	cluster, err := readConf("cluster_name")
+	if err != nil {
+		return nil, err
+	}
+	for i, word := range argv {
+		argv[i] = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+	}
+	return append([]string{"ssh", "-q", "-oEscapeChar=none", "-oHashKnownHosts=no", "-oGlobalKnownHostsFile=/var/lib/ganeti/known_hosts",
+		"-oUserKnownHostsFile=/dev/null", "-oCheckHostIp=no", "-oConnectTimeout=10", "-oHostKeyAlias=" + cluster,
+		"-oBatchMode=yes", "-oStrictHostKeyChecking=yes", "root@" + node}, argv...), nil
+}
+
+func readConf(name string) (string, error) {
+	text, err := os.ReadFile(ssconf + name)
+	if err != nil {
+		return "", fmt.Errorf("cannot read what Ganeti says of the cluster: %w", err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}

@@ -1,0 +1,349 @@
+package osscript
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strconv"
+	"strings"
+
+	"ganeti-instance-image/internal/block"
+	"ganeti-instance-image/internal/deploy"
+	"ganeti-instance-image/internal/filesystem"
+	"ganeti-instance-image/internal/guest"
+	"ganeti-instance-image/internal/mount"
+	"ganeti-instance-image/internal/network"
+	"ganeti-instance-image/internal/osapi"
+	"ganeti-instance-image/internal/run"
+	"ganeti-instance-image/internal/seed"
+	"ganeti-instance-image/internal/settings"
+	"ganeti-instance-image/internal/size"
+	"ganeti-instance-image/internal/undo"
+)
+
+// otherDisk is a further disk of the instance that a setting has a use for.
+type otherDisk struct {
+	index int
+	use   settings.DiskUse
+	by    string // the setting and where it was made, for messages
+	dev   *block.Device
+	info  filesystem.Info // what it holds
+	keep  bool            // it holds data that a reinstall must not lose
+}
+
+// openOthers opens the further disks that have a use.
+func (c *creation) openOthers() (err error) {
+	if c.order.Disk != 0 {
+		return nil
+	}
+	if c.others, err = diskUses(c.set, c.inst); err != nil {
+		return classify(Input, err)
+	}
+	for _, d := range c.others {
+		if d.dev, err = c.openDisk(d.index); err != nil {
+			return fmt.Errorf("%s: %w", d.by, err)
+		}
+	}
+	return nil
+}
+
+// diskUses lists the further disks that settings have a use for.
+func diskUses(set *settings.Settings, inst osapi.Instance) ([]*otherDisk, error) {
+	var disks []*otherDisk
+	for n, use := range set.DiskUses {
+		name := fmt.Sprintf("DISK_%d", n)
+		if use.What != "" {
+			disks = append(disks, &otherDisk{index: n, use: use, by: fmt.Sprintf("%s (%s)", name, set.Origin(name))})
+		}
+	}
+	if set.SeedDisk != "" {
+		by := fmt.Sprintf("SEED_DISK (%s)", set.Origin("SEED_DISK"))
+		index, err := diskNamed(inst, set.SeedDisk)
+		if err != nil {
+			return nil, fmt.Errorf("cannot use %s: %w", by, err)
+		}
+		if i := slices.IndexFunc(disks, func(d *otherDisk) bool { return d.index == index }); i >= 0 && disks[i].use.What != "seed" {
+			return nil, fmt.Errorf("cannot use both %s and %s: they are one disk", by, disks[i].by)
+		} else if i < 0 {
+			disks = append(disks, &otherDisk{index: index, use: settings.DiskUse{What: "seed"}, by: by})
+		}
+	}
+	return disks, checkUses(disks, inst)
+}
+
+// diskNamed finds a disk by its number or its name.
+func diskNamed(inst osapi.Instance, name string) (int, error) {
+	if n, err := strconv.Atoi(name); err == nil {
+		return n, nil
+	}
+	var names []string
+	for _, d := range inst.Disks {
+		if d.Name == name && d.Index > 0 {
+			return d.Index, nil
+		}
+		if d.Name == name {
+			return 0, errors.New("disk 0 holds the system")
+		}
+		if d.Name != "" {
+			names = append(names, d.Name)
+		}
+	}
+	return 0, fmt.Errorf("the instance has no disk of that name (its disks are named: %s)", cmp.Or(strings.Join(names, ", "), "none"))
+}
+
+func checkUses(disks []*otherDisk, inst osapi.Instance) error {
+	seeds := ""
+	for _, d := range disks {
+		switch {
+		case d.index >= len(inst.Disks):
+			return fmt.Errorf("cannot use %s: the instance has no disk %d; add one (--disk %d:size=...) or change the setting", d.by, d.index, d.index)
+		case isFirmware(inst, d.index):
+			return fmt.Errorf("cannot use %s: disk %d holds the instance's UEFI firmware", d.by, d.index)
+		case d.use.What == "seed" && seeds != "":
+			return fmt.Errorf("cannot use both %s and %s: one disk with a seed is enough", seeds, d.by)
+		case d.use.What == "seed":
+			seeds = d.by
+		}
+	}
+	return nil
+}
+
+// firmwareSize is the length of the disk in which Ganeti from version 4 on keeps
+// the firmware and its variables of an instance with boot_type=uefi, behind all
+// its other disks.
+const firmwareSize = 32 * size.MiB
+
+func isFirmware(inst osapi.Instance, index int) bool {
+	return inst.HVParams["boot_type"] == "uefi" && index == len(inst.Disks)-1 && inst.Disks[index].Size == firmwareSize
+}
+
+// checkOthers makes sure that each further disk can be what it is to be.
+func (c *creation) checkOthers(ctx context.Context) error {
+	for _, d := range c.others {
+		check := d.checkMade
+		if d.use.What == "seed" {
+			check = func(osapi.Instance) error { return c.checkSeedDisk(ctx, d) }
+		}
+		if err := check(c.inst); err != nil {
+			return fmt.Errorf("cannot use disk %d as %s says: %w", d.index, d.by, err)
+		}
+	}
+	return nil
+}
+
+// kind is what the disk is to hold.
+func (d *otherDisk) kind() filesystem.Kind {
+	if d.use.What == "swap" {
+		return filesystem.Swap
+	}
+	return filesystem.Kind(d.use.Filesystem)
+}
+
+// checkMade looks for the program that makes the file system. On a reinstall a
+// disk with data keeps them: it must hold what the setting names, or nothing.
+func (d *otherDisk) checkMade(inst osapi.Instance) (err error) {
+	if _, err := run.Find(d.kind().Maker()); err != nil {
+		return err
+	}
+	if !inst.Reinstall || d.use.What != "data" {
+		return nil
+	}
+	if d.info, err = filesystem.Probe(d.dev, d.dev.Size()); err != nil {
+		return classify(Disk, err)
+	}
+	blank, err := d.blank()
+	if err != nil || blank {
+		return classify(Disk, err)
+	}
+	if d.keep = d.info.Kind == d.kind(); d.keep {
+		return nil
+	}
+	return classify(Disk, fmt.Errorf("it holds %s, which a reinstall must not lose; zero its first MiB, or change the setting",
+		cmp.Or(string(d.info.Kind), "something unknown")))
+}
+
+// blank tells whether nothing was ever put on the disk.
+func (d *otherDisk) blank() (bool, error) {
+	head := make([]byte, min(size.MiB, d.dev.Size()))
+	if _, err := d.dev.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
+		return false, fmt.Errorf("cannot read it: %w", err)
+	}
+	return !slices.ContainsFunc(head, func(b byte) bool { return b != 0 }), nil
+}
+
+// checkSeedDisk makes the seed once, so that all it is made of was read and it
+// has its size, while the disk is as it was.
+func (c *creation) checkSeedDisk(ctx context.Context, d *otherDisk) (err error) {
+	if err := c.readSeed(ctx); err != nil {
+		return classify(Input, err)
+	}
+	iso, err := c.seedISO(seed.Facts{})
+	if err != nil {
+		return classify(Input, err)
+	}
+	if size.Bytes(len(iso)) > d.dev.Size() {
+		return classify(Disk, fmt.Errorf("the seed takes %s, the disk has %s", size.Bytes(len(iso)), d.dev.Size()))
+	}
+	return nil
+}
+
+// readSeed reads what a seed is made of.
+func (c *creation) readSeed(ctx context.Context) (err error) {
+	if c.nics, err = network.Plan(ctx, c.set, c.inst); err != nil {
+		return err
+	}
+	c.userData, err = readUserData(ctx, c.set)
+	return err
+}
+
+func (c *creation) seedISO(facts seed.Facts) ([]byte, error) {
+	facts.UserData = c.userData
+	files, err := seed.Files(c.set, c.inst, c.nics, facts)
+	if err != nil {
+		return nil, err
+	}
+	return seed.ISO(files)
+}
+
+// prepareOthers makes swap space and file systems on further disks.
+func (c *creation) prepareOthers(ctx context.Context) error {
+	for _, d := range c.others {
+		if d.use.What == "seed" {
+			continue
+		}
+		if d.keep {
+			slog.Info("the disk keeps its file system", "disk", d.index, "holds", d.info.Kind, "by", d.by)
+			continue
+		}
+		if err := c.makeOther(ctx, d); err != nil {
+			return fmt.Errorf("cannot prepare disk %d (%s): %w", d.index, d.by, err)
+		}
+	}
+	return nil
+}
+
+func (c *creation) makeOther(ctx context.Context, d *otherDisk) (err error) {
+	if err := c.clearOther(d); err != nil {
+		return err
+	}
+	loop, err := block.Attach(d.dev.Path(), 0, d.dev.Size(), 512, false)
+	if err != nil {
+		return classify(Disk, err)
+	}
+	defer func() { err = errors.Join(err, loop.Detach()) }()
+	if d.info, err = filesystem.Make(ctx, loop.Path(), d.kind()); err != nil {
+		return err
+	}
+	slog.Info("prepared the disk", "disk", d.index, "as", d.info.Kind, "size", d.dev.Size(), "by", d.by)
+	return nil
+}
+
+// clearOther takes what a disk showed before from it; where the operation fails
+// it shows nothing again.
+func (c *creation) clearOther(d *otherDisk) error {
+	if err := deploy.Wipe(d.dev); err != nil {
+		return classify(Disk, err)
+	}
+	c.steps.OnFailure(fmt.Sprintf("clear disk %d again", d.index), func() error { return deploy.Wipe(d.dev) })
+	return nil
+}
+
+// enterOthers tells the guest of the disks that were prepared for it.
+func (c *creation) enterOthers(tree *mount.Tree) error {
+	for _, d := range c.others {
+		if d.use.What == "seed" {
+			continue
+		}
+		entry := guest.FSTabEntry{Device: "UUID=" + d.info.UUID, Mountpoint: "none", Type: "swap", Options: []string{"sw"}}
+		if d.use.What == "data" {
+			entry = guest.FSTabEntry{Device: "UUID=" + d.info.UUID, Mountpoint: d.use.Mountpoint, Type: d.use.Filesystem, Options: []string{"defaults", "nofail"}}
+			if err := tree.Root.MkdirAll(d.use.Mountpoint, 0o755); err != nil {
+				return err
+			}
+		}
+		if err := tree.Root.AddFSTab(entry); err != nil {
+			return err
+		}
+		slog.Info("the guest's fstab names the disk", "disk", d.index, "mountpoint", entry.Mountpoint)
+	}
+	return nil
+}
+
+// seedDisk is the disk that gets the seed, or nil.
+func (c *creation) seedDisk() *otherDisk {
+	i := slices.IndexFunc(c.others, func(d *otherDisk) bool { return d.use.What == "seed" })
+	if i < 0 {
+		return nil
+	}
+	return c.others[i]
+}
+
+// writeSeed writes the seed to its disk, if it has one.
+func (c *creation) writeSeed() error {
+	d := c.seedDisk()
+	if d == nil {
+		return nil
+	}
+	iso, err := c.seedISO(c.facts)
+	if err != nil {
+		return classify(Input, err)
+	}
+	if err := c.clearOther(d); err != nil {
+		return err
+	}
+	if _, err := d.dev.WriteAt(iso, 0); err != nil {
+		return classify(Disk, fmt.Errorf("cannot write the seed to disk %d (%s): %w", d.index, d.by, err))
+	}
+	slog.Info("wrote the seed for cloud-init", "disk", d.index, "label", "cidata", "size", size.Bytes(len(iso)), "by", d.by)
+	return classify(Disk, d.dev.Sync())
+}
+
+// AnyDisk stands for the disk that the settings name.
+const AnyDisk = -1
+
+// WriteSeed writes the seed to a disk of the instance, and nothing else: to the
+// one of that index, or to the one that the settings name.
+func WriteSeed(ctx context.Context, env Env, index int) (err error) {
+	var steps undo.Stack
+	defer steps.Unwind(&err)
+	c := &creation{env: env, steps: &steps}
+	if err := c.readInput(ctx); err != nil {
+		return classify(Input, err)
+	}
+	if index != AnyDisk {
+		c.set.OrderSeed(index)
+	}
+	if c.others, err = diskUses(c.set, c.inst); err != nil {
+		return classify(Input, err)
+	}
+	d := c.seedDisk()
+	if d == nil {
+		return classify(Input, errors.New("cannot write the seed: no disk is chosen; name one as INSTANCE:DISK, or set SEED_DISK"))
+	}
+	if d.dev, err = c.openDisk(d.index); err != nil {
+		return classify(Disk, err)
+	}
+	if err := c.checkSeedDisk(ctx, d); err != nil {
+		return err
+	}
+	return c.writeSeed()
+}
+
+// SeedISO makes the seed of an instance as the bytes of a disk.
+func SeedISO(ctx context.Context, env Env) (_ []byte, err error) {
+	var steps undo.Stack
+	defer steps.Unwind(&err)
+	c := &creation{env: env, steps: &steps}
+	if err := c.readInput(ctx); err != nil {
+		return nil, classify(Input, err)
+	}
+	if err := c.readSeed(ctx); err != nil {
+		return nil, classify(Input, err)
+	}
+	iso, err := c.seedISO(seed.Facts{})
+	return iso, classify(Input, err)
+}

@@ -1,0 +1,188 @@
+package test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"ganeti-instance-image/internal/need"
+)
+
+// disks is an instance with further disks.
+func disks(first string, more ...string) env {
+	e := instance(first).with(env{"DISK_COUNT": itoa(len(more) + 1)})
+	for i, disk := range more {
+		n := itoa(i + 1)
+		e["DISK_"+n+"_PATH"], e["DISK_"+n+"_ACCESS"], e["DISK_"+n+"_SIZE"] = disk, "rw", "32"
+	}
+	return e
+}
+
+// seedOf extracts the seed on a disk, as another program reads it.
+func seedOf(t *testing.T, disk string) string {
+	t.Helper()
+	need.Tools(t, "xorriso", "blkid")
+	if got := tool(t, "blkid", "-p", "-o", "value", "-s", "LABEL", "-s", "TYPE", disk); got != "cidata\niso9660\n" {
+		t.Fatalf("blkid sees %q on the seed's disk", got)
+	}
+	dir := filepath.Join(t.TempDir(), "seed")
+	tool(t, "xorriso", "-osirrox", "on", "-indev", disk, "-extract", "/", dir)
+	return shell(t, `cd "$1"; for f in meta-data user-data network-config vendor-data; do echo "== $f"; [ ! -e $f ] || cat $f; done`, dir)
+}
+
+// makeSeeded makes an image in which another seed was left.
+func makeSeeded(t *testing.T) (image string, layout diskLayout) {
+	t.Helper()
+	layout = layoutNamed(t, "debian")
+	layout.fill = `mkdir -p "$tree/var/lib/cloud/seed/nocloud"; echo stale > "$tree/var/lib/cloud/seed/nocloud/meta-data"` + "\n" + layout.fill
+	image, _ = makeImage(t, layout)
+	return image, layout
+}
+
+// The seed goes to the disk that was asked for, with and without the hook and
+// the mount, and then there is none in the guest.
+func TestSeedDisk(t *testing.T) {
+	image, layout := makeSeeded(t)
+	cases := []struct {
+		name, setting string
+		hook          bool
+		more          env
+	}{
+		{"number", "SEED_DISK=1", false, nil},
+		{"use", "DISK_1=seed", true, nil},
+		{"name and hook", "SEED_DISK=the-seed", true, env{"DISK_1_NAME": "the-seed"}},
+		{"parameter", "", true, env{"OSP_SEED_DISK": "1"}},
+		{"no mount", "SEED_DISK=1\nNOMOUNT=yes", false, nil},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSite(t, imageSettings(image, "CINIT_USER=op", "USER_DATA='#cloud-config\ntimezone: UTC\n'", c.setting))
+			if c.hook {
+				s.enable(t, "cloud-init")
+			}
+			disk, second, third := newDisk(t, 1000), newDisk(t, 32), newDisk(t, 32)
+			s.create(t, disks(disk, second, third).with(c.more))
+			for _, want := range []string{"5b7bd4d2-3fa1-4d5d-b2ff-e5a7a1d6a7cc", "web.example.org", "timezone: UTC", "aa:00:00:12:34:56", "op"} {
+				if got := seedOf(t, second); !strings.Contains(got, want) {
+					t.Errorf("the seed does not have %q:\n%s", want, got)
+				}
+			}
+			untouched(t, third)
+			if !strings.Contains(c.setting, "NOMOUNT") {
+				dir := mountRoot(t, disk, layout)
+				shell(t, `[ ! -e "$1/var/lib/cloud/seed/nocloud" ]; [ "$2" = false ] || grep -q NoCloud "$1/etc/cloud/cloud.cfg.d/zz-ganeti.cfg"`,
+					dir, map[bool]string{true: "true", false: "false"}[c.hook])
+			}
+		})
+	}
+}
+
+func TestSeedDiskRefused(t *testing.T) {
+	image, _ := makeSeeded(t)
+	cases := []struct {
+		name, settings string
+		code           int
+		want           string
+		more           env
+	}{
+		{"not there", "SEED_DISK=3", 2, "no disk 3", nil},
+		{"no such name", "SEED_DISK=seed", 2, "no disk of that name", env{"DISK_1_NAME": "data"}},
+		{"the system's", "SEED_DISK=root", 2, "holds the system", env{"DISK_0_NAME": "root"}},
+		{"two", "SEED_DISK=1\nDISK_2=seed", 2, "cannot use both", nil},
+		{"another use", "SEED_DISK=1\nDISK_1=swap", 2, "they are one disk", nil},
+		{"firmware", "SEED_DISK=2", 2, "UEFI firmware", env{"INSTANCE_HV_boot_type": "uefi"}},
+		{"read-only", "SEED_DISK=1", 4, "read-only", env{"DISK_1_ACCESS": "ro"}},
+		{"no path", "SEED_DISK=1", 4, "DISK_1_PATH", env{"DISK_1_PATH": ""}},
+		{"no user-data", "SEED_DISK=1\nUSER_DATA_FILE=/nosuch", 2, "/nosuch", nil},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSite(t, imageSettings(image, c.settings))
+			disk, second, third := newDisk(t, 1000), newDisk(t, 32), newDisk(t, 32)
+			s.refuse(t, disks(disk, second, third).with(c.more), c.code, c.want)
+			for _, d := range []string{disk, second, third} {
+				untouched(t, d)
+			}
+		})
+	}
+	t.Run("too small", func(t *testing.T) {
+		s := newSite(t, imageSettings(image, "SEED_DISK=1"))
+		disk, small := newDisk(t, 1000), filepath.Join(t.TempDir(), "small")
+		shell(t, `head -c 524288 /dev/zero | tr '\0' '\252' > "$1"`, small)
+		s.refuse(t, disks(disk, small), 4, "the seed takes 1 MiB")
+		untouched(t, disk)
+		shell(t, `[ -z "$(tr -d '\252' < "$1" | head -c 1)" ]`, small)
+	})
+}
+
+// Further disks become what the settings say, the guest's fstab names them, and
+// a reinstall keeps data.
+func TestDiskUses(t *testing.T) {
+	need.Tools(t, "mkswap", "mkfs.xfs", "xfs_repair", "e2fsck")
+	image, layout := makeSeeded(t)
+	s := newSite(t, imageSettings(image, "DISK_1=swap", "DISK_2=data:xfs:/srv/data", "DISK_3=data:ext4:/home"))
+	disk, swap, data, home := newDisk(t, 1000), newDisk(t, 64), newDisk(t, 320), newDisk(t, 64)
+	e := disks(disk, swap, data, home)
+	s.create(t, e)
+	uuid := func(disk, kind string) string {
+		t.Helper()
+		got := strings.Fields(tool(t, "blkid", "-p", "-o", "value", "-s", "UUID", "-s", "TYPE", disk))
+		if len(got) != 2 || got[1] != kind {
+			t.Fatalf("blkid sees %q, want %s", got, kind)
+		}
+		return got[0]
+	}
+	first := uuid(data, "xfs")
+	fstab := []string{"UUID=" + uuid(swap, "swap") + " none swap sw 0 0", "UUID=" + first + " /srv/data xfs defaults,nofail 0 0", "UUID=" + uuid(home, "ext4") + " /home ext4 defaults,nofail 0 2"}
+	checkFSTab(t, disk, layout, fstab)
+	tool(t, "xfs_repair", "-n", data)
+	tool(t, "e2fsck", "-fn", home)
+
+	dir := t.TempDir()
+	shell(t, `mount -o loop,nouuid "$1" "$2"; echo precious > "$2/file"; umount "$2"`, data, dir)
+	s.create(t, e.with(env{"INSTANCE_REINSTALL": "1"}))
+	if uuid(data, "xfs") != first {
+		t.Error("a reinstall made the data disk anew")
+	}
+	shell(t, `mount -o loop,nouuid "$1" "$2"; grep -q precious "$2/file"; umount "$2"`, data, dir)
+
+	tool(t, "mkfs.ext4", "-q", "-F", data)
+	before := tool(t, "sha256sum", disk, data)
+	s.refuse(t, e.with(env{"INSTANCE_REINSTALL": "1"}), 4, "DISK_2", "it holds ext4")
+	if after := tool(t, "sha256sum", disk, data); after != before {
+		t.Error("a refused reinstall changed a disk")
+	}
+	s.create(t, e) // not a reinstall: what a disk had in another life does not count
+	if uuid(data, "xfs") == first {
+		t.Error("the data disk was not made anew")
+	}
+}
+
+func checkFSTab(t *testing.T, disk string, layout diskLayout, lines []string) {
+	t.Helper()
+	t.Run("fstab", func(t *testing.T) {
+		text, err := os.ReadFile(filepath.Join(mountRoot(t, disk, layout), "etc/fstab"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range append(lines, "PARTUUID=22222222-2222-4222-8222-222222222222 / ext4") {
+			if !strings.Contains(string(text), line) {
+				t.Errorf("fstab has no %q:\n%s", line, text)
+			}
+		}
+	})
+}
+
+// Where a later step fails, further disks show nothing either.
+func TestDiskUsesAreUndone(t *testing.T) {
+	image, _ := makeSeeded(t)
+	s := newSite(t, imageSettings(image, "DISK_1=swap", "DISK_2=data:ext4:/srv", "SEED_DISK=3"))
+	s.hook(t, "bad", "#!/bin/sh\nexit 1\n")
+	disk, swap, data, seed := newDisk(t, 1000), newDisk(t, 64), newDisk(t, 64), newDisk(t, 32)
+	s.refuse(t, disks(disk, swap, data, seed), 5, "hooks/bad")
+	for _, d := range []string{disk, swap, data} {
+		empty(t, d)
+	}
+	untouched(t, seed)
+}
