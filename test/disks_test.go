@@ -1,7 +1,10 @@
 package test
 
 import (
+	"bytes"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -185,4 +188,145 @@ func TestDiskUsesAreUndone(t *testing.T) {
 		empty(t, d)
 	}
 	untouched(t, seed)
+}
+
+// What a disk holds is not lost to a setting that was changed, or to a number
+// that was mistyped, once the instance has had a life.
+func TestDisksOfInstancesThatExist(t *testing.T) {
+	image, _ := makeSeeded(t)
+	for _, c := range []struct {
+		name, setting, make, want string
+	}{
+		{"swap over data", "DISK_1=swap", `mkfs.ext4 -q "$1"`, "it holds ext4"},
+		{"seed over data", "SEED_DISK=1", `mkfs.ext4 -q "$1"`, "it holds ext4"},
+		{"seed over another ISO", "SEED_DISK=1", `genisoimage -quiet -V other -o "$1.iso" /etc/hostname; dd if="$1.iso" of="$1" conv=notrunc status=none`, "it holds iso9660"},
+		{"data over a table", "DISK_1=data:ext4:/srv", `echo , | sfdisk -q "$1"`, "a partition table"},
+		{"data over something", "DISK_1=data:ext4:/srv", `true`, "something unknown"},
+		{"too small", "DISK_1=data:xfs:/srv", `dd if=/dev/zero of="$1" bs=1M count=1 conv=notrunc status=none`, "xfs takes 300 MiB at least"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSite(t, imageSettings(image, c.setting))
+			disk, second := newDisk(t, 1000), newDisk(t, 32)
+			shell(t, c.make, second)
+			before := tool(t, "sha256sum", second)
+			s.refuse(t, disks(disk, second).with(env{"INSTANCE_REINSTALL": "1"}), 4, c.want)
+			untouched(t, disk)
+			if after := tool(t, "sha256sum", second); after != before {
+				t.Error("the refused disk changed")
+			}
+		})
+	}
+	t.Run("again", func(t *testing.T) {
+		s := newSite(t, imageSettings(image, "DISK_1=swap", "SEED_DISK=2"))
+		disk, second, third := newDisk(t, 1000), newDisk(t, 32), newDisk(t, 32)
+		s.create(t, disks(disk, second, third))
+		s.create(t, disks(disk, second, third).with(env{"INSTANCE_REINSTALL": "1"}))
+		seedOf(t, third)
+	})
+	t.Run("one mount point", func(t *testing.T) {
+		s := newSite(t, imageSettings(image, "DISK_1=data:ext4:/srv", "DISK_2=data:ext4:/srv"))
+		disk, second := newDisk(t, 1000), newDisk(t, 32)
+		s.refuse(t, disks(disk, second, newDisk(t, 32)), 2, "one mount point")
+		untouched(t, second)
+	})
+}
+
+// onNode is what ganeti-image on the master starts on an instance's node; its
+// input ends when end is called.
+func (s *site) onNode(t *testing.T, e env, args ...string) (cmd *exec.Cmd, log *bytes.Buffer, end func()) {
+	t.Helper()
+	cmd = exec.Command(filepath.Join(s.dir, "usr/sbin/../lib/ganeti-instance-image/instance-image"), append([]string{"on-node"}, args...)...)
+	cmd.Dir, log = s.osDir, new(bytes.Buffer)
+	cmd.Stdout, cmd.Stderr = log, log
+	input, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(input, strings.Join(e.list(), "\x00")+"\x00\x00"); err != nil {
+		t.Log(err) // it may have been refused already
+	}
+	return cmd, log, func() { input.Close() }
+}
+
+func TestOnNode(t *testing.T) {
+	image, layout := makeSeeded(t)
+	e := func(disk string, more ...string) env {
+		return disks(disk, more...).with(env{"INSTANCE_REINSTALL": "1"})
+	}
+	t.Run("deploy", func(t *testing.T) {
+		s := newSite(t, "IMAGE_FILE=/nosuch\nCDINSTALL=yes\nDISK_1=data:ext4:/srv\n")
+		disk, data := newDisk(t, 1000), newDisk(t, 64)
+		tool(t, "mkfs.ext4", "-q", "-F", data)
+		before := tool(t, "sha256sum", data)
+		cmd, log, end := s.onNode(t, e(disk, data), "deploy", image, "0")
+		err := cmd.Wait()
+		end()
+		if err != nil {
+			t.Fatalf("%v:\n%s", err, log)
+		}
+		checkDisk(t, disk, layout, 1000)
+		if after := tool(t, "sha256sum", data); after != before {
+			t.Error("the data disk changed")
+		}
+	})
+	t.Run("another disk", func(t *testing.T) {
+		s := newSite(t, "")
+		disk, second := newDisk(t, 64), newDisk(t, 1000)
+		cmd, log, end := s.onNode(t, e(disk, second), "deploy", image, "1")
+		err := cmd.Wait()
+		end()
+		if err != nil {
+			t.Fatalf("%v:\n%s", err, log)
+		}
+		untouched(t, disk)
+		checkDisk(t, second, layout, 1000)
+	})
+	for _, c := range []struct {
+		args []string
+		code int
+		want string
+		more env
+	}{
+		{nil, 2, "cannot do that", nil},
+		{[]string{"deploy", image, "-7"}, 2, "cannot do that", nil},
+		{[]string{"seed", "-7"}, 2, "cannot do that", nil},
+		{[]string{"deploy", image, "2"}, 4, "counted from 0", nil},
+		{[]string{"deploy", image, "1"}, 2, "UEFI firmware", env{"INSTANCE_HV_boot_type": "uefi"}},
+		{[]string{"seed", "0"}, 2, "holds the system", nil},
+		{[]string{"seed", "-1"}, 2, "no disk is chosen", nil},
+	} {
+		t.Run(strings.Join(c.args[:min(1, len(c.args))], "")+" "+c.want, func(t *testing.T) {
+			s := newSite(t, "")
+			disk, second := newDisk(t, 1000), newDisk(t, 32)
+			cmd, log, end := s.onNode(t, e(disk, second).with(c.more), c.args...)
+			_ = cmd.Wait() // its exit code tells
+			end()
+			checkRefusal(t, outcome{cmd.ProcessState.ExitCode(), log.String()}, c.code, c.want)
+			untouched(t, disk)
+			untouched(t, second)
+		})
+	}
+}
+
+// When the command on the master ends, the node stops, takes back what it did,
+// and only then ends.
+func TestOnNodeStopsWithTheMaster(t *testing.T) {
+	image, _ := makeSeeded(t)
+	s := newSite(t, "")
+	started := filepath.Join(t.TempDir(), "started")
+	s.hook(t, "slow", "#!/bin/sh\ntouch "+started+"\nsleep 1000\n")
+	disk := newDisk(t, 1000)
+	before := attached(t)
+	cmd, log, end := s.onNode(t, disks(disk), "deploy", image, "0")
+	eventually(t, func() bool { _, err := os.Stat(started); return err == nil }, "the hook did not start")
+	end()
+	_ = cmd.Wait() // its exit code tells
+	checkRefusal(t, outcome{cmd.ProcessState.ExitCode(), log.String()}, 6, "the command on the master has ended")
+	empty(t, disk)
+	if after := attached(t); after != before {
+		t.Errorf("something is left attached:\n%s", after)
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -22,15 +23,16 @@ type guestCase struct {
 	uefi        bool
 	network     string // how it learns its address: "file" or "ganeti"
 	reinstall   bool
+	later       bool // added without an OS, which ganeti-image puts on it; with a seed's disk and one for data
 }
 
 // guestCases cover every value of every axis once.
 var guestCases = []guestCase{
-	{lab.MBR, "", false, "file", false},
-	{lab.Debian, "zlib", true, "ganeti", true},
-	{lab.Ubuntu, "zstd", false, "ganeti", false},
-	{lab.Alma, "zlib", true, "file", false},
-	{lab.Fedora, "zstd", false, "file", false},
+	{lab.MBR, "", false, "file", false, true},
+	{lab.Debian, "zlib", true, "ganeti", true, false},
+	{lab.Ubuntu, "zstd", false, "ganeti", false, false},
+	{lab.Alma, "zlib", true, "file", false, false},
+	{lab.Fedora, "zstd", false, "file", false, false},
 }
 
 // allGuestCases are the combinations, for TEST_MATRIX=all.
@@ -41,7 +43,7 @@ func allGuestCases() []guestCase {
 			if uefi && !c.layout.UEFI() {
 				continue
 			}
-			cases = append(cases, guestCase{c.layout, c.compression, uefi, []string{"file", "ganeti"}[i%2], uefi})
+			cases = append(cases, guestCase{c.layout, c.compression, uefi, []string{"file", "ganeti"}[i%2], uefi, c.later})
 		}
 	}
 	return cases
@@ -203,7 +205,13 @@ func (c *cluster) guest(t *testing.T, g guestCase, n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeConf(t, "variants/"+string(g.layout)+".conf", "IMAGE_FILE="+image+"\nSITE_NOTE='made for the test'\n")
+	variant := "IMAGE_FILE=" + image + "\nSITE_NOTE='made for the test'\n"
+	disks := []string{"--disk", "0:size=5G"}
+	if g.later {
+		variant = "SEED_DISK=the-seed\nDISK_2=data:ext4:/srv/data\n"
+		disks = append(disks, "--disk", "1:size=1G,name=the-seed", "--disk", "2:size=1G", "--no-install")
+	}
+	writeConf(t, "variants/"+string(g.layout)+".conf", variant)
 	nic := "0:mac=" + mac + ",link=" + lab.Bridge
 	if g.network == "ganeti" {
 		nic = "0:mac=" + mac + ",network=n1,ip=" + address
@@ -214,31 +222,92 @@ func (c *cluster) guest(t *testing.T, g guestCase, n int) {
 	if g.uefi {
 		firmware = `kvm_extra=-bios /usr/share/ovmf/OVMF.fd`
 	}
-	c.must(t, "gnt-instance", "add", "-t", "file", "-o", "image+"+string(g.layout), "-n", lab.Node, "--disk", "0:size=5G",
-		"-B", "memory=512M,vcpus=2", "-H", "kvm:"+firmware, "--no-name-check", "--no-ip-check", "--no-start", "--net", nic,
-		"-O", "cinit_user="+user+",cinit_ssh_key="+c.public, name)
+	c.must(t, slices.Concat([]string{"gnt-instance", "add", "-t", "file", "-o", "image+" + string(g.layout), "-n", lab.Node,
+		"-B", "memory=512M,vcpus=2", "-H", "kvm:" + firmware, "--no-name-check", "--no-ip-check", "--no-start", "--net", nic,
+		"-O", "cinit_user=" + user + ",cinit_ssh_key=" + c.public}, disks, []string{name})...)
 	defer c.must(t, "gnt-instance", "remove", "--force", "--shutdown-timeout=0", name)
-	first := c.check(ctx, t, name, address)
+	if g.later {
+		c.later(ctx, t, name, address, image)
+		return
+	}
+	first := c.check(ctx, t, name, address, c.scriptLog(t, name))
 	if !g.reinstall {
 		return
 	}
 	c.must(t, "gnt-instance", "shutdown", "--timeout=0", name)
 	c.must(t, "gnt-instance", "reinstall", "--force", name)
-	if again := c.check(ctx, t, name, address); again == first {
+	if again := c.check(ctx, t, name, address, c.scriptLog(t, name)); again == first {
 		t.Error("a reinstalled guest has the host key of the one before")
 	}
 }
 
-var fingerprint = regexp.MustCompile(`ssh_host_ed25519_key (SHA256:\S+)`)
-
-// check boots the instance and wants it to be the one it should be; it returns
-// the fingerprint of its host key.
-func (c *cluster) check(ctx context.Context, t *testing.T, name, address string) string {
+func (c *cluster) scriptLog(t *testing.T, name string) string {
 	t.Helper()
 	log, err := c.ScriptLog(name)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return log
+}
+
+// later puts image and seed on the disks of an instance that has been there for
+// a while, and is refused while it runs.
+func (c *cluster) later(ctx context.Context, t *testing.T, name, address, image string) {
+	for _, r := range []struct {
+		arguments []string
+		want      string
+	}{
+		{[]string{"deploy", image, name + ":7"}, "the line above says why"},
+		{[]string{"deploy", image, "nosuch.gnt.test"}, "cannot find the instance"},
+		{[]string{"deploy", "./x", name}, "full path"},
+		{[]string{"seed", name + ":0"}, "the line above says why"},
+		{[]string{"seed", name + ":x"}, "INSTANCE:DISK"},
+	} {
+		if _, err := c.Run(ctx, append([]string{"ganeti-image"}, r.arguments...)...); err == nil || !strings.Contains(err.Error(), r.want) {
+			t.Errorf("ganeti-image %v: the answer does not say %q: %v", r.arguments, r.want, err)
+		}
+	}
+	log := c.must(t, "bash", "-c", `ganeti-image deploy "$1" "$2" 2>&1`, "-", image, name)
+	file := filepath.Join(t.TempDir(), "seed.iso")
+	c.must(t, "ganeti-image", "seed", "--out", file, name)
+	disk, err := c.Disk(name, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Without a look into the guest it is not known whether it has this shell.
+	written := strings.ReplaceAll(seedOf(t, disk), "    shell: \"/bin/bash\"\n", "")
+	if got := seedOf(t, file); got != written || !strings.Contains(got, address) || !strings.Contains(got, user) {
+		t.Errorf("the seed in a file is\n%s, that on the disk\n%s", got, written)
+	}
+	shell(t, `cat /dev/zero | head -c 1048576 | dd of="$1" conv=notrunc status=none`, disk)
+	c.must(t, "ganeti-image", "seed", name)
+	if got := seedOf(t, disk); got != written {
+		t.Errorf("the seed written again is\n%s", got)
+	}
+	c.check(ctx, t, name, address, log)
+	guest := c.SSH(user, address, c.private)
+	for _, q := range []struct{ command, want string }{
+		{"cloud-init query subplatform", "/dev/vdb"},
+		{"ls /var/lib/cloud/seed 2>/dev/null; true", ""},
+		{"findmnt -n -o SOURCE /srv/data", "/dev/vdc"},
+	} {
+		got, err := guest.Run(ctx, q.command)
+		if err != nil || q.want == "" && strings.TrimSpace(got) != "" || !strings.Contains(got, q.want) {
+			t.Errorf("%s: the guest says %q, %v, want %q", q.command, got, err, q.want)
+		}
+	}
+	if _, err := c.Run(ctx, "ganeti-image", "deploy", image, name); err == nil || !strings.Contains(err.Error(), "gnt-instance shutdown") {
+		t.Errorf("a running instance's disk is to be written: %v", err)
+	}
+}
+
+var fingerprint = regexp.MustCompile(`ssh_host_ed25519_key (SHA256:\S+)`)
+
+// check boots the instance, of whose deployment it gets the log, and wants it to
+// be the one it should be; it returns
+// the fingerprint of its host key.
+func (c *cluster) check(ctx context.Context, t *testing.T, name, address, log string) string {
+	t.Helper()
 	start := time.Now()
 	console, err := c.Boot(ctx, name)
 	if err != nil {

@@ -146,6 +146,23 @@ func TestCreateSaysWhatIsInTheWay(t *testing.T) {
 	tool(t, "e2fsck", "-fn", judge)
 }
 
+// A system that went to sleep into its swap space goes on from there: the root
+// in front of it stays as it is.
+func TestCreateLeavesHibernatedSystems(t *testing.T) {
+	layout := diskLayout{"hibernated", "label: gpt\n1: start=2048, size=1228800, type=" + root + "\n2: start=1230848, size=204800, type=" + linuxSwap + "\n",
+		`echo '/dev/vda1 / ext4 defaults 0 1' > "$tree/etc/fstab"; fs ext4 1 "$tree"; fs swap 2 "$tree"
+		 printf 'S1SUSPEND\0' | dd of="$image" bs=1 seek=$((1230848 * 512 + 4086)) conv=notrunc status=none`, 1}
+	image, _ := makeImage(t, layout)
+	s := newSite(t, imageSettings(image))
+	disk := newDisk(t, 1500)
+	if log := s.create(t, instance(disk)); !strings.Contains(log, "partition 2") {
+		t.Errorf("the log does not say what is in the way:\n%s", log)
+	}
+	if start, length := extent(t, disk, 2); start != 1230848*512 || length != 204800*512 {
+		t.Errorf("the swap partition was moved to %d", start)
+	}
+}
+
 // What this program does not grow is deployed as it is, and that is said.
 func TestCreateLeavesWhatItDoesNotKnow(t *testing.T) {
 	cases := []struct{ name, fill, want string }{

@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,6 +60,9 @@ func (m Master) Seed(ctx context.Context, target string) error {
 // SeedFile writes the seed of an instance, by this node's settings, to a file
 // that only its owner can read.
 func (m Master) SeedFile(ctx context.Context, name, file string) (err error) {
+	if info, err := os.Lstat(file); err == nil && !info.Mode().IsRegular() {
+		return osscript.WithClass(osscript.Input, fmt.Errorf("cannot write the seed to %s: it is there, and not a regular file", file))
+	}
 	inst, networks, err := find(ctx, name)
 	if err != nil {
 		return err
@@ -111,6 +113,13 @@ func find(ctx context.Context, name string) (*instance, map[string]network, erro
 // down are the states in which nobody uses an instance's disks.
 var down = []string{"ADMIN_down", "USER_down"}
 
+func (i *instance) checkDown() error {
+	if slices.Contains(down, i.status) {
+		return nil
+	}
+	return osscript.WithClass(osscript.Disk, fmt.Errorf("cannot write to the disks of %s while its status is %s: stop it first, with gnt-instance shutdown %s", i.name, i.status, i.name))
+}
+
 // withDisks has the instance's node do something while the disks are attached
 // there. Whatever becomes of it, they are detached again.
 func (m Master) withDisks(ctx context.Context, name string, args ...string) (err error) {
@@ -118,59 +127,95 @@ func (m Master) withDisks(ctx context.Context, name string, args ...string) (err
 	if err != nil {
 		return err
 	}
-	if !slices.Contains(down, inst.status) {
-		return osscript.WithClass(osscript.Disk, fmt.Errorf("cannot write to the disks of %s while its status is %s: stop it first, with gnt-instance shutdown %s", inst.name, inst.status, inst.name))
-	}
-	if err := inst.activate(ctx); err != nil {
+	if err := inst.checkDown(); err != nil {
 		return err
 	}
 	var steps undo.Stack
 	defer steps.Unwind(&err)
 	steps.Push("detach the disks again", func() error { return inst.deactivate(context.WithoutCancel(ctx)) })
+	if err := inst.activate(ctx); err != nil {
+		return err
+	}
+	// A job that was at work on the instance is over now: it had its lock.
+	now, _, err := find(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := now.checkDown(); err != nil {
+		return err
+	}
+	slog.Warn("private and secret OS parameters are not told by Ganeti, and do not count; give them as settings, or use gnt-instance reinstall")
 	return m.onNode(ctx, inst, inst.environ(networks), args)
 }
 
 // onNode runs this program on the instance's node, which may be this one. The
-// environment goes to its standard input, where no other user sees it.
+// environment goes to its standard input, where no other user sees it. That
+// stays open: its end tells the node to stop, and to take back what it did,
+// before the disks are taken from it.
 func (m Master) onNode(ctx context.Context, inst *instance, environ, args []string) error {
-	argv := append([]string{m.Program, "on-node"}, args...)
-	master, err := readConf("master_node")
+	argv, err := m.command(ctx, inst.node, args)
 	if err != nil {
 		return err
 	}
-	if inst.node != master {
-		if argv, err = remote(inst.node, argv); err != nil {
-			return err
-		}
-	}
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = []string{"PATH=" + run.Path}
-	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
-	cmd.WaitDelay = time.Minute
-	cmd.Stdin = strings.NewReader(strings.Join(environ, "\x00"))
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // a terminal's signals are ours to hand on
 	cmd.Stdout, cmd.Stderr = m.Stderr, m.Stderr
-	err = cmd.Run()
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.ExitCode() > 0 {
-		return osscript.WithClass(osscript.Class(exit.ExitCode()), fmt.Errorf("it did not succeed on %s: the line above says why", inst.node))
-	}
+	input, err := cmd.StdinPipe()
 	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("cannot work on the node %s: %w", inst.node, err)
 	}
-	return nil
+	defer context.AfterFunc(ctx, func() { input.Close() })()
+	if _, err := io.WriteString(input, strings.Join(environ, "\x00")+osscript.EndOfEnviron); err != nil {
+		slog.Debug("the node did not read its instructions", "cause", err) // its end says why
+	}
+	err = cmd.Wait()
+	exit := (*exec.ExitError)(nil)
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &exit) && exit.ExitCode() == sshFailed && argv[0] == "ssh":
+		return fmt.Errorf("cannot reach the node %s by ssh", inst.node)
+	case errors.As(err, &exit) && exit.ExitCode() > 0:
+		return osscript.WithClass(osscript.Class(exit.ExitCode()), fmt.Errorf("it did not succeed on %s: the line above says why", inst.node))
+	}
+	return fmt.Errorf("cannot work on the node %s: %w", inst.node, err)
 }
 
-// remote has another node run a command, reached as Ganeti itself reaches it.
-func remote(node string, argv []string) ([]string, error) {
+// sshFailed is ssh's exit code for a failure of its own.
+const sshFailed = 255
+
+// command is what runs this program on a node. Another node than the master is
+// reached as Ganeti itself reaches it.
+func (m Master) command(ctx context.Context, node string, args []string) ([]string, error) {
+	argv := append([]string{m.Program, "on-node"}, args...)
+	master, err := readConf("master_node")
+	if err != nil || node == master {
+		return argv, err
+	}
 	cluster, err := readConf("cluster_name")
 	if err != nil {
 		return nil, err
 	}
-	for i, word := range argv {
-		argv[i] = "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+	port, err := sshPort(ctx, luxi.Socket, node)
+	if err != nil {
+		return nil, err
 	}
-	return append([]string{"ssh", "-q", "-oEscapeChar=none", "-oHashKnownHosts=no", "-oGlobalKnownHostsFile=/var/lib/ganeti/known_hosts",
-		"-oUserKnownHostsFile=/dev/null", "-oCheckHostIp=no", "-oConnectTimeout=10", "-oHostKeyAlias=" + cluster,
-		"-oBatchMode=yes", "-oStrictHostKeyChecking=yes", "root@" + node}, argv...), nil
+	return remote(node, cluster, port, argv), nil
+}
+
+// remote has another node run a command.
+func remote(node, cluster string, port int, argv []string) []string {
+	var quoted []string
+	for _, word := range argv {
+		quoted = append(quoted, "'"+strings.ReplaceAll(word, "'", `'\''`)+"'")
+	}
+	return append([]string{"ssh", "-oLogLevel=ERROR", "-oEscapeChar=none", "-oHashKnownHosts=no", "-oGlobalKnownHostsFile=/var/lib/ganeti/known_hosts",
+		"-oUserKnownHostsFile=/dev/null", "-oCheckHostIp=no", "-oConnectTimeout=10", "-oHostKeyAlias=" + cluster, "-oPort=" + strconv.Itoa(port),
+		"-oBatchMode=yes", "-oStrictHostKeyChecking=yes", "root@" + node}, quoted...)
 }
 
 func readConf(name string) (string, error) {

@@ -92,7 +92,6 @@ func (i *instance) activate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	found := 0
 	for line := range strings.Lines(string(result.Stdout)) {
 		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
 		if len(parts) != 3 {
@@ -104,10 +103,11 @@ func (i *instance) activate(ctx context.Context) error {
 			continue
 		}
 		i.disks[n].path = parts[2]
-		found++
 	}
-	if found == 0 {
-		return fmt.Errorf("cannot activate the disks of %s: gnt-instance activate-disks names none", i.name)
+	for n, d := range i.disks {
+		if d.path == "" {
+			return fmt.Errorf("cannot activate the disks of %s: gnt-instance activate-disks does not name disk %d", i.name, n)
+		}
 	}
 	return nil
 }
@@ -137,6 +137,7 @@ func (i *instance) environ(networks map[string]network) []string {
 			set("OSP_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_")), value)
 		}
 	}
+	set("INSTANCE_REINSTALL", "1") // the instance has had a life, and disks may hold what must not be lost
 	set("INSTANCE_NAME", i.name)
 	set("INSTANCE_OS", i.os)
 	set("INSTANCE_UUID", i.uuid)
@@ -184,6 +185,22 @@ func hvValue(value any) string {
 		return ""
 	}
 	return fmt.Sprint(value)
+}
+
+// sshPort asks the master for the port at which a node's ssh server listens.
+func sshPort(ctx context.Context, socket, node string) (int, error) {
+	rows, err := luxi.Query(ctx, socket, "node", []string{"name", "ndparams"}, node)
+	if err != nil {
+		return 0, err
+	}
+	if len(rows) != 1 {
+		return 0, fmt.Errorf("cannot find the node %q: Ganeti knows %d of that name", node, len(rows))
+	}
+	params := struct {
+		Port int `json:"ssh_port"`
+	}{22}
+	err = rows[0].Into("ndparams", &params)
+	return params.Port, err
 }
 
 // findNetworks asks the master for Ganeti's networks, by name.

@@ -229,26 +229,47 @@ func create(ctx context.Context, c *call) error {
 	return osscript.Create(ctx, c.env)
 }
 
-// onNodeLimit bounds the environment that the master sends.
-const onNodeLimit = 4 << 20
-
 func onNode(ctx context.Context, c *call) error {
-	text, err := io.ReadAll(io.LimitReader(c.stdin, onNodeLimit))
+	run, err := onNodeCommand(c.args)
 	if err != nil {
-		return fmt.Errorf("cannot read Ganeti's variables: %w", err)
+		return osscript.WithClass(osscript.Input, err)
+	}
+	if c.env.Environ, err = osscript.ReadEnviron(c.stdin); err != nil {
+		return osscript.WithClass(osscript.Input, err)
 	}
 	if err := mount.Prepare(); err != nil {
 		return err
 	}
-	c.env.Environ = strings.Split(string(text), "\x00")
-	disk, err := strconv.Atoi(c.args[len(c.args)-1])
-	switch {
-	case err == nil && c.args[0] == "deploy" && len(c.args) == 3:
-		return osscript.Deploy(ctx, c.env, osscript.Order{Image: c.args[1], Disk: disk})
-	case err == nil && c.args[0] == "seed" && len(c.args) == 2:
-		return osscript.WriteSeed(ctx, c.env, disk)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		_, _ = io.Copy(io.Discard, c.stdin)
+		cancel(errMasterGone)
+	}()
+	if err := run(ctx, c.env); err != nil && errors.Is(context.Cause(ctx), errMasterGone) {
+		return osscript.Interrupt(err)
+	} else if err != nil {
+		return err
 	}
-	return errors.New("cannot do that: want deploy IMAGE DISK, or seed DISK")
+	return nil
+}
+
+var errMasterGone = errors.New("the command on the master has ended")
+
+func onNodeCommand(args []string) (func(context.Context, osscript.Env) error, error) {
+	disk, err := 0, errors.New("no arguments")
+	if len(args) > 0 {
+		disk, err = strconv.Atoi(args[len(args)-1])
+	}
+	switch {
+	case err == nil && args[0] == "deploy" && len(args) == 3 && disk >= 0:
+		return func(ctx context.Context, env osscript.Env) error {
+			return osscript.Deploy(ctx, env, osscript.Order{Image: args[1], Disk: disk})
+		}, nil
+	case err == nil && args[0] == "seed" && len(args) == 2 && disk >= osscript.AnyDisk:
+		return func(ctx context.Context, env osscript.Env) error { return osscript.WriteSeed(ctx, env, disk) }, nil
+	}
+	return nil, errors.New("cannot do that: want deploy IMAGE DISK, or seed DISK")
 }
 
 func verify(ctx context.Context, c *call) error {

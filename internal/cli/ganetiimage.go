@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/alecthomas/kong"
 
 	"ganeti-instance-image/internal/admin"
+	"ganeti-instance-image/internal/osscript"
 )
 
 // ganetiImageCommands are ganeti-image's commands, as kong reads them.
@@ -38,8 +40,11 @@ func (d deployImage) Run(ctx context.Context, c *call) error {
 }
 
 func (w writeSeed) Run(ctx context.Context, c *call) error {
-	if w.Out != "" {
+	if w.Out != "" && !strings.Contains(w.Target, ":") {
 		return c.master().SeedFile(ctx, w.Target, w.Out)
+	}
+	if w.Out != "" {
+		return osscript.WithClass(osscript.Input, errors.New("cannot write the seed both to a disk and to a file: leave out :DISK, or --out"))
 	}
 	return c.master().Seed(ctx, w.Target)
 }

@@ -104,8 +104,8 @@ func Write(ctx context.Context, img image.Image, disk Target) (*Written, error) 
 // large it is may show on the way only: one that turns out to be larger than the
 // disk ends there, with the ends of the disk zeros.
 func WriteStream(ctx context.Context, s *image.Stream, disk Target) (*Written, error) {
-	if n, known := s.Size(); known && n > disk.Size() {
-		return nil, tooLarge(s.Path(), n, disk)
+	if err := FitsStream(s, disk); err != nil {
+		return nil, err
 	}
 	w := newWriter(s.Path(), minChunk, disk)
 	return w.run(ctx, s, func(ctx context.Context) (*Written, error) { return w.unpack(ctx, s) })
@@ -142,6 +142,14 @@ func Fits(img image.Image, disk Target) error {
 		return nil
 	}
 	return tooLarge(img.Path(), img.Size(), disk)
+}
+
+// FitsStream refuses a stream that is known to be larger than the disk.
+func FitsStream(s *image.Stream, disk Target) error {
+	if n, known := s.Size(); known && n > disk.Size() {
+		return tooLarge(s.Path(), n, disk)
+	}
+	return nil
 }
 
 func tooLarge(path string, n size.Bytes, disk Target) error {

@@ -1,6 +1,7 @@
 package filesystem
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -43,14 +44,30 @@ func (k Kind) Maker() string {
 // Make makes a file system, or swap space, that fills dev, and returns what is
 // there now. What dev held is lost.
 func Make(ctx context.Context, dev string, kind Kind) (Info, error) {
-	err := fmt.Errorf("cannot make a file system of the kind %q on %s: want one of ext2, ext3, ext4, xfs, btrfs, swap", kind, dev)
+	var first error
 	for _, argv := range makers[kind] {
 		cmd := run.Cmd{What: fmt.Sprintf("make %s on %s", kind, dev), Argv: append(slices.Clone(argv), dev)}
-		if _, err = cmd.Run(ctx); err == nil {
+		_, err := cmd.Run(ctx)
+		if err == nil {
 			return probeDevice(dev)
 		}
+		first = cmp.Or(first, err)
 	}
-	return Info{}, err
+	if first == nil {
+		first = fmt.Errorf("cannot make a file system of the kind %q on %s: want one of ext2, ext3, ext4, xfs, btrfs, swap", kind, dev)
+	}
+	return Info{}, first
+}
+
+// Least is the length of the shortest device on which Make makes the kind.
+func (k Kind) Least() size.Bytes {
+	switch k {
+	case XFS:
+		return 300 * size.MiB
+	case Btrfs:
+		return 128 * size.MiB
+	}
+	return size.MiB
 }
 
 func probeDevice(dev string) (Info, error) {

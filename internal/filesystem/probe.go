@@ -1,7 +1,8 @@
 // Package filesystem recognises the filesystem on a disk or partition from its
-// bytes, and grows ext2, ext3, ext4, XFS and btrfs to the size of their device.
+// bytes, grows ext2, ext3, ext4, XFS and btrfs to the size of their device, and
+// makes these and swap space.
 //
-// Left out: making filesystems, checking XFS and btrfs, and all that holds
+// Left out: checking XFS and btrfs, and all that holds
 // further volumes: LUKS, LVM and ZFS are recognised, no more.
 package filesystem
 
@@ -11,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf16"
 
@@ -271,9 +273,17 @@ func (p prober) fatLabel(f fat) string {
 	return ""
 }
 
+// hibernated are the marks of swap space in which a system lies that goes on at
+// the next boot.
+var hibernated = []string{"S1SUSPEND", "S2SUSPEND", "ULSUSPEND"}
+
 func probeSwap(p prober) (Info, bool) {
 	for page := 4 << 10; page <= 64<<10; page <<= 1 {
-		if _, ok := p.magic(page-10, 10, 0, "SWAPSPACE2"); !ok {
+		mark, ok := p.at(page-10, 10)
+		if ok && slices.Contains(hibernated, string(bytes.TrimRight(mark, "\x00"))) {
+			return Info{Kind: Swap, Apart: "it holds a hibernated system"}, true
+		}
+		if !ok || string(mark) != "SWAPSPACE2" {
 			continue
 		}
 		b := p.head[1024:1068]
@@ -352,11 +362,14 @@ func probeZFS(p prober) (Info, bool) {
 	return Info{Kind: ZFS}, found >= 4
 }
 
-// length multiplies, and is 0 where no disk can be that long.
+// length multiplies; what no disk can be that long is longer than any disk.
 func length(count, unit uint64) size.Bytes {
 	const most = 1 << 62
-	if unit == 0 || count > most/unit {
+	if unit == 0 {
 		return 0
+	}
+	if count > most/unit {
+		return most
 	}
 	return size.Bytes(count * unit)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"strings"
 
 	"ganeti-instance-image/internal/size"
@@ -64,7 +65,7 @@ func (e FSTabEntry) replaces(old FSTabEntry) bool {
 	if e.Type == "swap" {
 		return old.Device == e.Device
 	}
-	return old.Mountpoint == e.Mountpoint
+	return path.Clean(old.Mountpoint) == path.Clean(e.Mountpoint)
 }
 
 func parseFSTab(text string) []FSTabEntry {

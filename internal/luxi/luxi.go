@@ -104,6 +104,7 @@ func exchange(ctx context.Context, socket string, request []byte) ([]byte, error
 		return nil, err
 	}
 	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	deadline, _ := ctx.Deadline()
 	if err := conn.SetDeadline(deadline); err != nil {
 		return nil, err

@@ -1,8 +1,9 @@
 // Package mount puts a guest's file systems together below one directory, in
 // namespaces that end with this process.
 //
-// Left out: LVM, LUKS and software RAID inside a guest, and finding out which
-// file system is which (package filesystem).
+// Left out: LUKS and software RAID inside a guest, logical volumes that are not
+// one stretch of the disk, and finding out which file system is which (package
+// filesystem).
 package mount
 
 import (

@@ -121,6 +121,7 @@ func (c *creation) readInput(ctx context.Context) (err error) {
 	}
 	if c.order.Image != "" {
 		c.set.Order(c.order.Image)
+		c.inst.Reinstall = true // its disks may hold what must not be lost
 	}
 	if c.order.Disk != 0 {
 		return nil
@@ -196,7 +197,7 @@ func (c *creation) openDisks() (err error) {
 
 // openDisk opens one disk of the instance.
 func (c *creation) openDisk(index int) (*block.Device, error) {
-	if index >= len(c.inst.Disks) {
+	if index < 0 || index >= len(c.inst.Disks) {
 		return nil, fmt.Errorf("cannot write disk %d: the instance has %d disks, counted from 0", index, len(c.inst.Disks))
 	}
 	disk := c.inst.Disks[index]
@@ -214,7 +215,12 @@ func (c *creation) openDisk(index int) (*block.Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.steps.Push("close the disk "+disk.Path, dev.Close)
+	c.steps.Push("close the disk "+disk.Path, func() error {
+		if err := dev.Close(); err != nil { // all that was written was flushed
+			slog.Warn(err.Error())
+		}
+		return nil
+	})
 	return dev, nil
 }
 

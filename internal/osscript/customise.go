@@ -73,7 +73,7 @@ func (c *creation) customise(ctx context.Context) (err error) {
 	defer steps.Unwind(&err)
 	tree, err := mount.Open(ctx, c.dev, c.table, mount.Options{Trusted: c.trusted()}, &steps)
 	if errors.Is(err, mount.ErrNoRoot) {
-		slog.Warn("deployed, not customised: the enabled hooks did not run", "cause", err)
+		slog.Warn("deployed, not customised", "cause", err)
 		c.sayUntold("there is no root file system")
 		return nil
 	}
@@ -180,11 +180,11 @@ func (c *creation) hookEnviron(tree *mount.Tree, steps *undo.Stack) ([]string, e
 	if err != nil {
 		return nil, err
 	}
-	rootDev, err := deviceLink(tree.RootPart)
+	rootDev, err := deviceLink("root", tree.RootPart)
 	if err != nil {
 		return nil, err
 	}
-	bootDev, err := deviceLink(tree.BootPart)
+	bootDev, err := deviceLink("boot", tree.BootPart)
 	if err != nil {
 		return nil, err
 	}
@@ -218,16 +218,16 @@ func (c *creation) blockDevice(steps *undo.Stack) (string, error) {
 
 // deviceLink makes a name for a partition's device that ends in "-" and its
 // number, from which old hooks cut the number, and returns it.
-func deviceLink(part *mount.Part) (string, error) {
+func deviceLink(of string, part *mount.Part) (string, error) {
 	if part == nil {
 		return "", nil
 	}
-	dir := filepath.Join(mount.RunDir, "dev")
+	dir := filepath.Join(mount.RunDir, "dev", of) // two logical volumes have one partition's number
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("cannot make names for the partitions: %w", err)
 	}
 	link := filepath.Join(dir, "disk0-"+strconv.Itoa(part.Number))
-	if err := os.Symlink(part.Device, link); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := os.Symlink(part.Device, link); err != nil {
 		return "", fmt.Errorf("cannot make names for the partitions: %w", err)
 	}
 	return link, nil

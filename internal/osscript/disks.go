@@ -15,6 +15,7 @@ import (
 	"ganeti-instance-image/internal/deploy"
 	"ganeti-instance-image/internal/filesystem"
 	"ganeti-instance-image/internal/guest"
+	"ganeti-instance-image/internal/layout"
 	"ganeti-instance-image/internal/mount"
 	"ganeti-instance-image/internal/network"
 	"ganeti-instance-image/internal/osapi"
@@ -38,7 +39,7 @@ type otherDisk struct {
 // openOthers opens the further disks that have a use.
 func (c *creation) openOthers() (err error) {
 	if c.order.Disk != 0 {
-		return nil
+		return classify(Input, c.checkOrder())
 	}
 	if c.others, err = diskUses(c.set, c.inst); err != nil {
 		return classify(Input, err)
@@ -47,6 +48,19 @@ func (c *creation) openOthers() (err error) {
 		if d.dev, err = c.openDisk(d.index); err != nil {
 			return fmt.Errorf("%s: %w", d.by, err)
 		}
+	}
+	return nil
+}
+
+// checkOrder refuses an image for a disk that has another use.
+func (c *creation) checkOrder() error {
+	n := c.order.Disk
+	if isFirmware(c.inst, n) {
+		return fmt.Errorf("cannot deploy to disk %d: it holds the instance's UEFI firmware", n)
+	}
+	disks, err := diskUses(c.set, c.inst)
+	if i := slices.IndexFunc(disks, func(d *otherDisk) bool { return d.index == n }); err == nil && i >= 0 {
+		return fmt.Errorf("cannot deploy to disk %d: %s has another use for it", n, disks[i].by)
 	}
 	return nil
 }
@@ -72,6 +86,10 @@ func diskUses(set *settings.Settings, inst osapi.Instance) ([]*otherDisk, error)
 			disks = append(disks, &otherDisk{index: index, use: settings.DiskUse{What: "seed"}, by: by})
 		}
 	}
+	// A mount point must be mounted before what is below it.
+	slices.SortStableFunc(disks, func(a, b *otherDisk) int {
+		return strings.Count(a.use.Mountpoint, "/") - strings.Count(b.use.Mountpoint, "/")
+	})
 	return disks, checkUses(disks, inst)
 }
 
@@ -96,9 +114,15 @@ func diskNamed(inst osapi.Instance, name string) (int, error) {
 }
 
 func checkUses(disks []*otherDisk, inst osapi.Instance) error {
-	seeds := ""
+	seeds, mounted := "", map[string]string{"": ""}
 	for _, d := range disks {
+		by, twice := mounted[d.use.Mountpoint]
+		mounted[d.use.Mountpoint] = d.by
 		switch {
+		case d.index < 1:
+			return fmt.Errorf("cannot use %s: disk 0 holds the system", d.by)
+		case twice && d.use.Mountpoint != "":
+			return fmt.Errorf("cannot use both %s and %s: they have one mount point", by, d.by)
 		case d.index >= len(inst.Disks):
 			return fmt.Errorf("cannot use %s: the instance has no disk %d; add one (--disk %d:size=...) or change the setting", d.by, d.index, d.index)
 		case isFirmware(inst, d.index):
@@ -118,7 +142,7 @@ func checkUses(disks []*otherDisk, inst osapi.Instance) error {
 const firmwareSize = 32 * size.MiB
 
 func isFirmware(inst osapi.Instance, index int) bool {
-	return inst.HVParams["boot_type"] == "uefi" && index == len(inst.Disks)-1 && inst.Disks[index].Size == firmwareSize
+	return index < len(inst.Disks) && inst.HVParams["boot_type"] == "uefi" && index == len(inst.Disks)-1 && inst.Disks[index].Size == firmwareSize
 }
 
 // checkOthers makes sure that each further disk can be what it is to be.
@@ -126,9 +150,13 @@ func (c *creation) checkOthers(ctx context.Context) error {
 	for _, d := range c.others {
 		check := d.checkMade
 		if d.use.What == "seed" {
-			check = func(osapi.Instance) error { return c.checkSeedDisk(ctx, d) }
+			check = func() error { return c.checkSeedDisk(ctx, d) }
 		}
-		if err := check(c.inst); err != nil {
+		err := check()
+		if err == nil && c.inst.Reinstall {
+			err = classify(Disk, d.checkHeld())
+		}
+		if err != nil {
 			return fmt.Errorf("cannot use disk %d as %s says: %w", d.index, d.by, err)
 		}
 	}
@@ -137,42 +165,65 @@ func (c *creation) checkOthers(ctx context.Context) error {
 
 // kind is what the disk is to hold.
 func (d *otherDisk) kind() filesystem.Kind {
-	if d.use.What == "swap" {
+	switch d.use.What {
+	case "swap":
 		return filesystem.Swap
+	case "seed":
+		return filesystem.ISO9660
 	}
 	return filesystem.Kind(d.use.Filesystem)
 }
 
-// checkMade looks for the program that makes the file system. On a reinstall a
-// disk with data keeps them: it must hold what the setting names, or nothing.
-func (d *otherDisk) checkMade(inst osapi.Instance) (err error) {
+// checkMade looks for the program that makes the file system, and for the room
+// it takes.
+func (d *otherDisk) checkMade() error {
 	if _, err := run.Find(d.kind().Maker()); err != nil {
 		return err
 	}
-	if !inst.Reinstall || d.use.What != "data" {
-		return nil
+	if least := d.kind().Least(); d.dev.Size() < least {
+		return classify(Disk, fmt.Errorf("%s takes %s at least, the disk has %s", d.kind(), least, d.dev.Size()))
 	}
-	if d.info, err = filesystem.Probe(d.dev, d.dev.Size()); err != nil {
-		return classify(Disk, err)
-	}
-	blank, err := d.blank()
-	if err != nil || blank {
-		return classify(Disk, err)
-	}
-	if d.keep = d.info.Kind == d.kind(); d.keep {
-		return nil
-	}
-	return classify(Disk, fmt.Errorf("it holds %s, which a reinstall must not lose; zero its first MiB, or change the setting",
-		cmp.Or(string(d.info.Kind), "something unknown")))
+	return nil
 }
 
-// blank tells whether nothing was ever put on the disk.
-func (d *otherDisk) blank() (bool, error) {
-	head := make([]byte, min(size.MiB, d.dev.Size()))
-	if _, err := d.dev.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
-		return false, fmt.Errorf("cannot read it: %w", err)
+// checkHeld looks, before a reinstall, at what the disk holds. Data are kept
+// where they are what the setting names. Something else is not lost to a setting
+// that was changed, or to a number that was mistyped.
+func (d *otherDisk) checkHeld() (err error) {
+	if d.info, err = filesystem.Probe(d.dev, d.dev.Size()); err != nil {
+		return err
 	}
-	return !slices.ContainsFunc(head, func(b byte) bool { return b != 0 }), nil
+	holds := string(d.info.Kind)
+	if _, err := layout.Read(d.dev, d.dev.Size()); !errors.Is(err, layout.ErrNoTable) && holds == "" {
+		holds = "a partition table"
+	}
+	blank, err := isBlank(d.dev, size.MiB)
+	if err != nil {
+		return err
+	}
+	if !blank && holds == "" && d.use.What == "data" {
+		holds = "something unknown"
+	}
+	if holds == string(d.kind()) {
+		d.keep = d.use.What == "data"
+		if d.use.What != "seed" || d.info.Label == "cidata" {
+			return nil
+		}
+	}
+	if holds == "" {
+		return nil
+	}
+	return fmt.Errorf("it holds %s, which must not be lost; zero its first MiB, or change the setting", holds)
+}
+
+// isBlank tells whether the first n bytes are zeros.
+func isBlank(r io.ReaderAt, n size.Bytes) (bool, error) {
+	head := make([]byte, n)
+	read, err := r.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return false, err
+	}
+	return !slices.ContainsFunc(head[:read], func(b byte) bool { return b != 0 }), nil
 }
 
 // checkSeedDisk makes the seed once, so that all it is made of was read and it
@@ -185,11 +236,14 @@ func (c *creation) checkSeedDisk(ctx context.Context, d *otherDisk) (err error) 
 	if err != nil {
 		return classify(Input, err)
 	}
-	if size.Bytes(len(iso)) > d.dev.Size() {
-		return classify(Disk, fmt.Errorf("the seed takes %s, the disk has %s", size.Bytes(len(iso)), d.dev.Size()))
+	// What is known of the guest later may make it a little larger.
+	if need := size.Bytes(len(iso)); need > d.dev.Size() || need > size.MiB && need+seedMargin > d.dev.Size() {
+		return classify(Disk, fmt.Errorf("the seed takes %s, the disk has %s", need, d.dev.Size()))
 	}
 	return nil
 }
+
+const seedMargin = 16 * size.KiB
 
 // readSeed reads what a seed is made of.
 func (c *creation) readSeed(ctx context.Context) (err error) {
@@ -221,6 +275,9 @@ func (c *creation) prepareOthers(ctx context.Context) error {
 		}
 		if err := c.makeOther(ctx, d); err != nil {
 			return fmt.Errorf("cannot prepare disk %d (%s): %w", d.index, d.by, err)
+		}
+		if err := d.dev.Sync(); err != nil {
+			return classify(Disk, err)
 		}
 	}
 	return nil
@@ -321,13 +378,14 @@ func WriteSeed(ctx context.Context, env Env, index int) (err error) {
 		return classify(Input, err)
 	}
 	d := c.seedDisk()
+	c.others = slices.DeleteFunc(c.others, func(o *otherDisk) bool { return o != d })
 	if d == nil {
 		return classify(Input, errors.New("cannot write the seed: no disk is chosen; name one as INSTANCE:DISK, or set SEED_DISK"))
 	}
 	if d.dev, err = c.openDisk(d.index); err != nil {
 		return classify(Disk, err)
 	}
-	if err := c.checkSeedDisk(ctx, d); err != nil {
+	if err := c.checkOthers(ctx); err != nil {
 		return err
 	}
 	return c.writeSeed()

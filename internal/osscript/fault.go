@@ -36,6 +36,9 @@ func classify(class Class, err error) error {
 // WithClass gives err a class, unless it is nil or has one.
 func WithClass(class Class, err error) error { return classify(class, err) }
 
+// Interrupt makes err one of an operation that was asked to stop.
+func Interrupt(err error) error { return &fault{Interrupted, err} }
+
 // ClassOf returns the class of an error, Other where it has none.
 func ClassOf(err error) Class {
 	if f := (*fault)(nil); errors.As(err, &f) {

@@ -27,6 +27,7 @@ import (
 type content struct {
 	layout.Partition
 	info  filesystem.Info
+	blank bool       // its beginning is zeros
 	group *lvm.Group // of a physical volume that can be read; else nil
 }
 
@@ -42,26 +43,31 @@ type growth struct {
 // for it, and what the enabled hooks read. What a compressed image holds shows
 // only when it is written.
 func (c *creation) check(ctx context.Context) error {
-	if img, ok := c.img.(image.Image); ok {
+	if err := c.checkImage(); err != nil {
+		return err
+	}
+	if err := c.checkOthers(ctx); err != nil {
+		return err
+	}
+	return classify(Input, c.checkHooks(ctx))
+}
+
+func (c *creation) checkImage() error {
+	switch img := c.img.(type) {
+	case nil:
+		return c.inspect(c.dev, c.dev.Size())
+	case *image.Stream:
+		return classify(Disk, deploy.FitsStream(img, c.dev))
+	case image.Image:
 		if err := deploy.Fits(img, c.dev); err != nil {
 			return classify(Disk, err)
 		}
 		if err := deploy.CheckEnds(img); err != nil {
 			return classify(Image, err)
 		}
-		if err := c.inspect(img, img.Size()); err != nil {
-			return err
-		}
+		return c.inspect(img, img.Size())
 	}
-	if c.img == nil {
-		if err := c.inspect(c.dev, c.dev.Size()); err != nil {
-			return err
-		}
-	}
-	if err := c.checkOthers(ctx); err != nil {
-		return err
-	}
-	return classify(Input, c.checkHooks(ctx))
+	return nil
 }
 
 // inspect reads what an image, or a disk that Ganeti has written, holds, and
@@ -87,14 +93,14 @@ func (c *creation) inspect(source io.ReaderAt, length size.Bytes) error {
 func (c *creation) readLayout(source io.ReaderAt, length size.Bytes) (err error) {
 	c.table, err = layout.Read(source, length)
 	if err != nil && !errors.Is(err, layout.ErrNoTable) {
-		return fmt.Errorf("%w (NOMOUNT=yes deploys the image as it is)", err)
+		return fmt.Errorf("cannot use %s: %w (NOMOUNT=yes deploys the image as it is)", c.source(), err)
 	}
 	partitions := []layout.Partition{{Length: length}}
 	if c.table != nil {
 		partitions = c.table.Partitions
 	}
 	c.parts = nil
-	for _, p := range partitions {
+	for i, p := range partitions {
 		if p.Extended {
 			continue
 		}
@@ -102,13 +108,22 @@ func (c *creation) readLayout(source io.ReaderAt, length size.Bytes) (err error)
 		if err != nil {
 			return err
 		}
-		if c.img != nil && part.info.Kind.Growable() && part.info.Size > p.Length {
-			return fmt.Errorf("cannot use image %s: its %s has %d bytes, and there is room for %d: the image is cut off (NOMOUNT=yes deploys it as it is)",
-				c.img.Path(), part.info.Kind, int64(part.info.Size), int64(p.Length))
+		atEnd := i == len(partitions)-1
+		if c.img != nil && (atEnd || part.info.Kind.Growable()) && part.info.Size > p.Length {
+			return fmt.Errorf("cannot use %s: its %s has %d bytes, and there is room for %d: the image is cut off (NOMOUNT=yes deploys it as it is)",
+				c.source(), part.info.Kind, int64(part.info.Size), int64(p.Length))
 		}
 		c.parts = append(c.parts, part)
 	}
 	return nil
+}
+
+// source names what is deployed.
+func (c *creation) source() string {
+	if c.img == nil {
+		return "what Ganeti has written to the disk"
+	}
+	return "image " + c.img.Path()
 }
 
 func readContent(source io.ReaderAt, p layout.Partition) (content, error) {
@@ -118,6 +133,9 @@ func readContent(source io.ReaderAt, p layout.Partition) (content, error) {
 		return content{}, err
 	}
 	part := content{Partition: p, info: info}
+	if part.blank, err = isBlank(section, min(swapHeader, p.Length)); err != nil {
+		return content{}, err
+	}
 	if info.Kind != filesystem.LVM2 {
 		return part, nil
 	}
@@ -157,10 +175,11 @@ func (c *creation) chooseGrowth() growth {
 }
 
 // movable tells whether a partition may be moved for another to grow: swap
-// space, but not one that has a hibernated system in it, which has another mark.
+// space, made or still to be made, but not with a hibernated system in it.
 func (c *creation) movable(p layout.Partition) bool {
 	return slices.ContainsFunc(c.parts, func(part content) bool {
-		return part.Number == p.Number && (part.info.Kind == filesystem.Swap || part.info.Kind == filesystem.None && p.IsSwap())
+		swap := part.info.Kind == filesystem.Swap && part.info.Apart == ""
+		return part.Number == p.Number && (swap || part.blank && p.IsSwap())
 	})
 }
 
@@ -205,10 +224,6 @@ func (c *creation) grow(ctx context.Context) error {
 		err = c.growVolume(ctx, part)
 	} else {
 		err = c.growFileSystem(ctx, part.Start, part.Length, part.info)
-	}
-	if errors.Is(err, filesystem.ErrLeftToGuest) {
-		slog.Warn(err.Error())
-		return nil
 	}
 	return err
 }
@@ -266,5 +281,10 @@ func (c *creation) growFileSystem(ctx context.Context, start, length size.Bytes,
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("cannot make the mount point: %w", err)
 	}
-	return filesystem.Grow(ctx, loop.Path(), info, dir)
+	err = filesystem.Grow(ctx, loop.Path(), info, dir)
+	if errors.Is(err, filesystem.ErrLeftToGuest) {
+		slog.Warn(err.Error())
+		return nil
+	}
+	return err
 }

@@ -22,8 +22,12 @@ func (c *creation) growVolume(ctx context.Context, part *content) error {
 		slog.Info("no logical volume is grown: none has the root file system")
 		return nil
 	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if err != nil {
-		return err
+		slog.Warn("no logical volume is grown: it cannot be found out which one has the root file system", "cause", err)
+		return nil
 	}
 	return c.extend(ctx, part, root)
 }

@@ -160,16 +160,20 @@ func (s *Settings) Warnings() []string { return slices.Clone(s.warnings) }
 // Order has an image of the administrator's choice deployed, by a file's path, a
 // URL, or its name, whatever the settings say; its type is told by its content.
 func (s *Settings) Order(image string) {
-	s.ImageType, s.ImageFile, s.ImageURL = "", "", ""
-	name, field := "IMAGE_NAME", &s.ImageName
+	set := func(name string, field *string, text string) {
+		*field = text
+		s.values[name] = value{text, Origin{What: "the command line"}}
+	}
+	set("IMAGE_TYPE", &s.ImageType, "")
+	set("IMAGE_FILE", &s.ImageFile, "")
 	switch {
 	case strings.HasPrefix(image, "/"):
-		name, field = "IMAGE_FILE", &s.ImageFile
+		set("IMAGE_FILE", &s.ImageFile, image)
 	case strings.Contains(image, "://"):
-		name, field = "IMAGE_URL", &s.ImageURL
+		set("IMAGE_URL", &s.ImageURL, image)
+	default: // IMAGE_URL may be where images of that name are
+		set("IMAGE_NAME", &s.ImageName, image)
 	}
-	*field = image
-	s.values[name] = value{image, Origin{What: "the command line"}}
 }
 
 // OrderSeed has the seed go to a disk of the administrator's choice.
