@@ -323,7 +323,7 @@ func TestWriteStream(t *testing.T) {
 
 // A stream's length need not be a whole sector's.
 func TestWriteStreamFillsUp(t *testing.T) {
-	for _, n := range []int{1, 511, 1<<20 - 1, 1<<20 + 1, 5<<20 + 100} {
+	for _, n := range []int{513, 1023, 1<<20 - 1, 1<<20 + 1, 5<<20 + 100} {
 		data := content(n + 600)[:n]
 		data[0] = 0xEB // no text
 		packed := compress(t, "xz, parts", writeFile(t, "source.raw", data))

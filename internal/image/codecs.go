@@ -14,22 +14,22 @@ import (
 
 // members decodes data that consists of pieces that follow each other.
 type members struct {
-	in   *bufio.Reader
-	left int // how many more may follow, 0 is any number
-	cur  io.Reader
+	in      *bufio.Reader
+	allowed allowance
+	cur     io.Reader
 	// next begins to decode a member. Its error is io.EOF at the end of all.
-	next func(in *bufio.Reader, left *int) (io.Reader, error)
+	next func(in *bufio.Reader, allowed *allowance) (io.Reader, error)
 }
 
 func (m *members) reset(in *bufio.Reader, left int) error {
-	m.in, m.left, m.cur = in, left, nil
+	m.in, m.allowed, m.cur = in, allowance{pieces: left, skipped: maxSkipped}, nil
 	return nil
 }
 
 func (m *members) Read(p []byte) (int, error) {
 	for {
 		if m.cur == nil {
-			cur, err := m.next(m.in, &m.left)
+			cur, err := m.next(m.in, &m.allowed)
 			if err != nil {
 				return 0, err
 			}
@@ -49,7 +49,7 @@ func (m *members) Read(p []byte) (int, error) {
 // leave them.
 func newGzip() unpacker {
 	z := new(gzip.Reader)
-	return &members{next: func(in *bufio.Reader, left *int) (io.Reader, error) {
+	return &members{next: func(in *bufio.Reader, allowed *allowance) (io.Reader, error) {
 		b, err := in.Peek(2)
 		if len(b) == 0 {
 			return nil, err
@@ -63,7 +63,7 @@ func newGzip() unpacker {
 		if string(b) != "\x1f\x8b" {
 			return nil, errBehind
 		}
-		if err := spend(left); err != nil {
+		if err := allowed.piece(); err != nil {
 			return nil, err
 		}
 		// In its header the library takes the end of the file for the end of all.
@@ -78,8 +78,8 @@ func newGzip() unpacker {
 // newZstd decodes zstd (RFC 8878).
 func newZstd() unpacker {
 	z := &zstdDecoder{}
-	return &members{next: func(in *bufio.Reader, left *int) (io.Reader, error) {
-		h, err := zstdFraming.next(in, left)
+	return &members{next: func(in *bufio.Reader, allowed *allowance) (io.Reader, error) {
+		h, err := zstdFraming.next(in, allowed)
 		if err != nil {
 			return nil, err
 		}
@@ -133,8 +133,8 @@ func (z *zstdDecoder) prepare(window int64) error {
 // newLZ4 decodes lz4 (its frame format 1.6).
 func newLZ4() unpacker {
 	z := lz4.NewReader(nil)
-	return &members{next: func(in *bufio.Reader, left *int) (io.Reader, error) {
-		h, err := lz4Framing.next(in, left)
+	return &members{next: func(in *bufio.Reader, allowed *allowance) (io.Reader, error) {
+		h, err := lz4Framing.next(in, allowed)
 		if err != nil {
 			return nil, err
 		}
@@ -172,7 +172,10 @@ func (z *bzip2Decoder) Read(p []byte) (int, error) {
 	if err == nil {
 		return n, nil
 	}
-	if !errors.Is(err, notAStream) {
+	switch {
+	case !errors.Is(err, notAStream) && z.added > 0:
+		return n, io.ErrUnexpectedEOF
+	case !errors.Is(err, notAStream):
 		return n, noEOF(err)
 	}
 	if z.last != [2]byte{} {

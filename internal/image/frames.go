@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 
 	"github.com/klauspost/compress/zstd"
@@ -15,12 +14,17 @@ import (
 const (
 	zstdMagic      = 0xfd2f_b528
 	lz4Magic       = 0x184d_2204
-	lz4LegacyMagic = 0x184c_2102
 	skippableMagic = 0x184d_2a50 // of zstd and lz4; its last four bits are anything
 
 	maxFrameHeader = 19 // lz4: magic 4, flags 2, size 8, dictionary 4, checksum 1
 	// maxBlocksSeen bounds how many blocks are passed to find out a length.
 	maxBlocksSeen = 1 << 18
+	// maxSkipped bounds the bytes of skippable frames between and behind others,
+	// which have to be read; indexes for seeking are the longest there are.
+	maxSkipped = 256 << 20
+	// maxEmptyBlocks bounds the blocks of no length that follow each other: to
+	// zstd a hole in the file is nothing but such blocks.
+	maxEmptyBlocks = 4096
 )
 
 // framing is how zstd (RFC 8878, 3.1) and lz4 (its frame format 1.6) put
@@ -50,7 +54,7 @@ func zstdHeader(b []byte) (frameHeader, error) {
 	}
 	h := frameHeader{length: int64(z.HeaderSize), content: -1, window: int64(z.WindowSize)}
 	if z.DictionaryID != 0 {
-		return h, fmt.Errorf("it needs the zstd dictionary %d", z.DictionaryID)
+		return h, reasonf("it needs the zstd dictionary %d", z.DictionaryID)
 	}
 	if z.HasFCS {
 		h.content = int64(min(z.FrameContentSize, uint64(maxVirtualSize)+1))
@@ -59,7 +63,7 @@ func zstdHeader(b []byte) (frameHeader, error) {
 		h.window = h.content
 	}
 	if h.window > maxWindow {
-		return h, fmt.Errorf("it needs a window of %s, and %s is the most: unpack it with `zstd -d --long=31`", size.Bytes(h.window), size.Bytes(maxWindow))
+		return h, reasonf("it needs a window of %s, and %s is the most: unpack it with `zstd -d --long=31`", size.Bytes(h.window), size.Bytes(maxWindow))
 	}
 	if z.HasCheckSum {
 		h.checksum = 4
@@ -86,7 +90,7 @@ func lz4Header(b []byte) (frameHeader, error) {
 	}
 	flags := b[4]
 	if flags&1 != 0 {
-		return h, errors.New("it needs an lz4 dictionary")
+		return h, reasonf("it needs an lz4 dictionary")
 	}
 	if flags>>4&1 != 0 {
 		h.blockChecksum = 4
@@ -120,9 +124,8 @@ type peeker interface {
 }
 
 // next passes skippable frames and reads the header of a frame, which it leaves
-// in place. Its error at the end of the data is io.EOF. What it passed is
-// counted in members, and too many are an error where that was not 0.
-func (f *framing) next(in peeker, members *int) (frameHeader, error) {
+// in place. Its error at the end of the data is io.EOF.
+func (f *framing) next(in peeker, allowed *allowance) (frameHeader, error) {
 	for {
 		b, err := in.Peek(8)
 		if len(b) == 0 {
@@ -131,17 +134,19 @@ func (f *framing) next(in peeker, members *int) (frameHeader, error) {
 		if len(b) < 8 {
 			return frameHeader{}, noEOF(err)
 		}
-		if err := spend(members); err != nil {
+		if err := allowed.piece(); err != nil {
 			return frameHeader{}, err
 		}
-		magic := binary.LittleEndian.Uint32(b)
-		if magic&^15 == skippableMagic {
-			if err := skip(in, 8+int64(binary.LittleEndian.Uint32(b[4:]))); err != nil {
+		if length := skippable(b); length > 0 {
+			if allowed.skipped -= length; allowed.skipped < 0 {
+				return frameHeader{}, errSkipped
+			}
+			if err := skip(in, length); err != nil {
 				return frameHeader{}, err
 			}
 			continue
 		}
-		if magic != f.magic {
+		if binary.LittleEndian.Uint32(b) != f.magic {
 			return frameHeader{}, errBehind
 		}
 		b, err = in.Peek(maxFrameHeader)
@@ -152,13 +157,53 @@ func (f *framing) next(in peeker, members *int) (frameHeader, error) {
 	}
 }
 
-// spend takes one from a number of members.
-func spend(members *int) error {
-	if *members == 1 {
+// allowance is how much data without content may still come.
+type allowance struct {
+	pieces  int   // members and frames, 0 is any number of them
+	skipped int64 // bytes of skippable frames
+}
+
+// piece takes one of the pieces.
+func (a *allowance) piece() error {
+	if a.pieces == 1 {
 		return errMembers
 	}
-	*members = max(*members-1, 0)
+	a.pieces = max(a.pieces-1, 0)
 	return nil
+}
+
+// skippable is the length of a skippable frame by its first 8 bytes, 0 where
+// they begin something else.
+func skippable(b []byte) int64 {
+	if binary.LittleEndian.Uint32(b)&^15 != skippableMagic {
+		return 0
+	}
+	return 8 + int64(binary.LittleEndian.Uint32(b[4:]))
+}
+
+// firstFrame is where the skippable frames end with which n bytes begin: n where
+// the last of them is cut off. It looks at no more of them than a compressed
+// image may have.
+func firstFrame(r io.ReaderAt, n int64) (int64, error) {
+	c := &cursor{r: r, end: n}
+	for range headMembers {
+		b, err := c.Peek(8)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return 0, err
+		}
+		length := skippable(b)
+		if length == 0 {
+			break
+		}
+		if length > n-c.at {
+			return n, nil
+		}
+		c.at += length
+	}
+	return c.at, nil
 }
 
 func skip(in peeker, n int64) error {
@@ -166,14 +211,16 @@ func skip(in peeker, n int64) error {
 	return noEOF(err)
 }
 
-// contentSize adds up what the frames say they decode to, -1 where one does not
-// say it or there are too many blocks. What it passes is whole.
-func (f *framing) contentSize(r io.ReaderAt, n int64) (size.Bytes, error) {
-	c := &cursor{r: r, end: n}
+// contentSize adds up what the frames from start to end say they decode to, -1
+// where one does not say it or there are too many blocks. What it passes is
+// whole.
+func (f *framing) contentSize(r io.ReaderAt, start, end int64) (size.Bytes, error) {
+	c := &cursor{r: r, at: start, end: end}
+	allowed := allowance{skipped: maxSkipped}
 	var sum size.Bytes
-	for seen := 0; ; seen++ {
-		members := maxBlocksSeen
-		h, err := f.next(c, &members)
+	for seen := 0; ; {
+		allowed.pieces = maxBlocksSeen
+		h, err := f.next(c, &allowed)
 		switch {
 		case err == io.EOF:
 			return sum, nil
@@ -184,9 +231,9 @@ func (f *framing) contentSize(r io.ReaderAt, n int64) (size.Bytes, error) {
 		case h.content < 0:
 			return -1, nil
 		}
-		seen += maxBlocksSeen - members
+		seen += maxBlocksSeen - allowed.pieces
 		if sum += size.Bytes(h.content); sum > maxVirtualSize {
-			return 0, fmt.Errorf("its disk is larger than %s", maxVirtualSize)
+			return 0, errVirtualSize
 		}
 		if err := f.pass(c, h, &seen); err != nil {
 			return 0, err
@@ -252,6 +299,8 @@ type frame struct {
 	in   *bufio.Reader
 	left int64 // bytes up to the next block's length
 	last bool
+
+	empty int // blocks of no length, up to here
 }
 
 func (f *framing) open(in *bufio.Reader, h frameHeader) *frame {
@@ -268,6 +317,12 @@ func (f *frame) Read(p []byte) (int, error) {
 			return 0, noEOF(err)
 		}
 		f.left, f.last = f.block(b, f.frameHeader)
+		if f.empty++; f.left > 0 {
+			f.empty = 0
+		}
+		if f.empty > maxEmptyBlocks {
+			return 0, errEmptyBlocks
+		}
 		f.left += int64(f.blockHeader)
 		if f.last {
 			f.left += f.checksum

@@ -45,7 +45,14 @@ const (
 	evidence   = "export it as a raw image with `ewfexport -f raw` first"
 )
 
-var qcow2Kind = &kind{name: "a qcow2 image", match: qcow2Magic}
+var (
+	qcow2Kind     = &kind{name: "a qcow2 image", match: qcow2Magic}
+	zstdKind      = &kind{name: "compressed with zstd", match: prefix("\x28\xb5\x2f\xfd"), packed: zstdFormat}
+	lz4Kind       = &kind{name: "compressed with lz4", match: prefix("\x04\x22\x4d\x18"), packed: lz4Format}
+	lz4LegacyKind = &kind{name: "compressed with lz4, in its legacy format", advice: unpackWith + "`lz4 -d`", match: prefix("\x02\x21\x4c\x18"), packer: true}
+	// skippedKind is what zstd or lz4 data would be, if there were any.
+	skippedKind = &kind{name: "nothing but skippable frames of zstd or lz4", advice: "it is cut off, or not what it should be: fetch it again", packer: true}
+)
 
 // kinds are the formats that are recognised, the first match counts. Partition
 // tables and filesystems are not among them: both are what raw disks hold. What
@@ -90,10 +97,10 @@ var kinds = []*kind{
 	{name: "an image of a CD's raw sectors", advice: installer, match: prefix("\x00\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00")},
 	{name: "compressed with gzip", match: gzipMagic, packed: gzipFormat},
 	{name: "compressed with xz", match: prefix(xzHeaderMagic), packed: xzFormat},
-	{name: "compressed with zstd", match: framed(zstdMagic), packed: zstdFormat},
+	zstdKind,
 	{name: "compressed with bzip2", match: bzip2Magic, packed: bzip2Format},
-	{name: "compressed with lz4", match: framed(lz4Magic), packed: lz4Format},
-	{name: "compressed with lz4, in its legacy format", advice: unpackWith + "`lz4 -d`", match: prefix("\x02\x21\x4c\x18"), packer: true},
+	lz4Kind,
+	lz4LegacyKind,
 	{name: "compressed with lzop", advice: unpackWith + "`lzop -d`", match: prefix("\x89LZO\x00\r\n\x1a\n"), packer: true},
 	{name: "compressed with lzip", advice: unpackWith + "`lzip -d`", match: prefix("LZIP\x01"), packer: true},
 	{name: "compressed with lrzip", advice: unpackWith + "`lrzip -d`", match: prefix("LRZI\x00"), packer: true},
@@ -130,19 +137,42 @@ func recognise(r io.ReaderAt, n size.Bytes) (*kind, error) {
 	if _, err := r.ReadAt(tail, int64(n)-int64(len(tail))); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	return find(head, tail), nil
+	if k, err := behindSkippable(r, int64(n)); k != nil || err != nil {
+		return k, err
+	}
+	return find(kinds, head, tail), nil
+}
+
+// behindSkippable says what follows the skippable frames with which n bytes
+// begin, nil where there are none or what follows is nothing that has them.
+func behindSkippable(r io.ReaderAt, n int64) (*kind, error) {
+	at, err := firstFrame(r, n)
+	if at == 0 || err != nil {
+		return nil, err
+	}
+	b := make([]byte, 8)
+	if _, err := r.ReadAt(b[:min(n-at, 8)], at); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if n-at < 4 || skippable(b) > 0 {
+		return skippedKind, nil
+	}
+	return find([]*kind{zstdKind, lz4Kind, lz4LegacyKind}, b, nil), nil
 }
 
 // recogniseHead says what is inside a stream, of which all or the first MiB is
 // known.
 func recogniseHead(head []byte) *kind {
-	if size.Bytes(len(head)) >= headBytes {
-		return find(head[:headLimit], nil)
+	if k, _ := behindSkippable(bytes.NewReader(head), int64(len(head))); k != nil {
+		return k
 	}
-	return find(head[:min(len(head), headLimit)], head[max(0, len(head)-tailLimit):])
+	if size.Bytes(len(head)) >= headBytes {
+		return find(kinds, head[:headLimit], nil)
+	}
+	return find(kinds, head[:min(len(head), headLimit)], head[max(0, len(head)-tailLimit):])
 }
 
-func find(head, tail []byte) *kind {
+func find(kinds []*kind, head, tail []byte) *kind {
 	for _, k := range kinds {
 		if k.match(head, tail) {
 			return k
@@ -205,25 +235,18 @@ func text(from, to int) func(head, tail []byte) bool {
 
 // gzipMagic wants no flag that RFC 1952 reserves.
 func gzipMagic(head, _ []byte) bool {
-	return len(head) >= 10 && string(head[:3]) == "\x1f\x8b\x08" && head[3]&0xe0 == 0
+	return begins(head, "\x1f\x8b\x08") && (len(head) < 4 || head[3]&0xe0 == 0)
 }
 
+// bzip2Magic wants a stream's header, with any size of blocks, and behind it a
+// block's or the end's.
 func bzip2Magic(head, _ []byte) bool {
-	return len(head) >= 10 && string(head[:3]) == "BZh" && (string(head[4:10]) == "1AY&SY" || string(head[4:10]) == "\x17\x72\x45\x38\x50\x90")
+	return begins(head, "BZh") && (len(head) < 6 || begins(head[4:], "1AY&SY") || begins(head[4:], "\x17\x72\x45\x38\x50\x90"))
 }
 
-// framed tells zstd and lz4 by their first frame that is none to skip.
-func framed(magic uint32) func(head, tail []byte) bool {
-	return func(head, _ []byte) bool {
-		for len(head) >= 8 {
-			found := binary.LittleEndian.Uint32(head)
-			if found&^15 != skippableMagic {
-				return found == magic
-			}
-			head = head[min(uint64(len(head)), 8+uint64(binary.LittleEndian.Uint32(head[4:]))):]
-		}
-		return false
-	}
+// begins wants a magic, or as much of it as a file that ends within it has.
+func begins(head []byte, magic string) bool {
+	return len(head) >= 2 && string(head[:min(len(head), len(magic))]) == magic[:min(len(head), len(magic))]
 }
 
 // lzmaAlone tells .lzma files, which have no magic, as xz does: the usual

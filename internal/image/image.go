@@ -110,7 +110,10 @@ func Open(path string, imageType string) (Source, error) {
 	return img, nil
 }
 
-var errEmpty = errors.New("the file is empty")
+var (
+	errEmpty = errors.New("the file is empty")
+	errShort = fmt.Errorf("it is too short to be a disk image, which has at least %d bytes", int64(sector))
+)
 
 func refused(path string, err error) error {
 	return fmt.Errorf("cannot use image %s: %w", path, err)
@@ -132,7 +135,7 @@ func open(f *os.File, n size.Bytes, path, imageType string) (Source, error) {
 	case k != nil && k.packed != nil:
 		return openPacked(f, n, path, imageType, k.packed)
 	case imageType == TypeRaw && (k == nil || !k.packer):
-		return newRaw(f, n, path), nil
+		return newRaw(f, n, path)
 	case k == qcow2Kind:
 		return newQCOW2(f, n, path)
 	case k != nil:
@@ -140,7 +143,7 @@ func open(f *os.File, n size.Bytes, path, imageType string) (Source, error) {
 	case imageType == TypeQCOW2:
 		return nil, errors.New("it is not a qcow2 image: if it is a raw one, use the image type raw")
 	}
-	return newRaw(f, n, path), nil
+	return newRaw(f, n, path)
 }
 
 // openPacked opens a compressed image, which must have a raw disk inside.
@@ -149,11 +152,13 @@ func openPacked(f *os.File, n size.Bytes, path, imageType string, c *compression
 	if err != nil {
 		return nil, err
 	}
-	if imageType == TypeRaw {
-		return s, nil
+	if imageType != TypeRaw {
+		if err := c.refuse(recogniseHead(s.head)); err != nil {
+			return nil, err
+		}
 	}
-	if err := c.refuse(recogniseHead(s.head)); err != nil {
-		return nil, err
+	if size.Bytes(len(s.head)) < sector {
+		return nil, errShort
 	}
 	if imageType == TypeQCOW2 {
 		return nil, fmt.Errorf("it is no qcow2 image, it is compressed with %s: if a raw image is inside, use the image type raw", c.name)
@@ -169,7 +174,11 @@ func (c *compression) refuse(k *kind) error {
 	case qcow2Kind:
 		return fmt.Errorf("it is %s compressed with %s: unpack it with `%s`", k.name, c.name, c.command)
 	}
-	return fmt.Errorf("it is %s, and that compressed with %s (`%s` unpacks it): %s", k.name, c.name, c.command, k.advice)
+	advice := k.advice
+	if k.packed != nil {
+		advice = "only what is compressed once is read"
+	}
+	return fmt.Errorf("it is %s, and that compressed with %s (`%s` unpacks it): %s", k.name, c.name, c.command, advice)
 }
 
 // Detect tells by its content which image type the regular file path is:
@@ -195,6 +204,8 @@ func detect(f *os.File, n size.Bytes, path string) (string, error) {
 	switch {
 	case err != nil:
 		return "", err
+	case k == nil && n < sector:
+		return "", errShort
 	case k == nil:
 		return TypeQEMU, nil
 	case k == qcow2Kind:
@@ -208,10 +219,14 @@ func detect(f *os.File, n size.Bytes, path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if k := recogniseHead(s.head); k != nil && k.archive != "" {
-		return k.archive, nil
+	inside := recogniseHead(s.head)
+	switch {
+	case inside != nil && inside.archive != "":
+		return inside.archive, nil
+	case inside == nil && size.Bytes(len(s.head)) < sector:
+		return "", errShort
 	}
-	return TypeQEMU, k.packed.refuse(recogniseHead(s.head))
+	return TypeQEMU, k.packed.refuse(inside)
 }
 
 // openRegular opens path, which must lead to a regular file, without ever

@@ -65,7 +65,6 @@ func TestRefusesImagesByQEMU(t *testing.T) {
 	}{
 		{"backing file", "qcow2", []string{"-b", "base.raw", "-F", "raw"}, TypeQCOW2, "has a backing file"},
 		{"data file", "qcow2", []string{"-o", "data_file=data.raw"}, TypeQCOW2, "data is in an external file"},
-		{"luks inside", "qcow2", []string{"--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"}, TypeQEMU, "is encrypted (LUKS)"},
 		{"aes inside", "qcow2", []string{"--object", "secret,id=s,data=x", "-o", "encrypt.format=aes,encrypt.key-secret=s"}, TypeQEMU, "is encrypted (AES)"},
 		{"vmdk", "vmdk", nil, TypeQEMU, "a VMDK image: convert it with"},
 		{"vmdk for qcow2", "vmdk", nil, TypeQCOW2, "a VMDK image: convert it with"},
@@ -77,7 +76,6 @@ func TestRefusesImagesByQEMU(t *testing.T) {
 		{"qed", "qed", nil, TypeQEMU, "a QED image"},
 		{"parallels", "parallels", nil, TypeQEMU, "a Parallels image"},
 		{"qcow", "qcow", nil, TypeQEMU, "a qcow image of version 1"},
-		{"luks", "luks", []string{"--object", "secret,id=s,data=x", "-o", "key-secret=s,iter-time=10"}, TypeQEMU, "a LUKS container"},
 		{"raw for qcow2", "raw", nil, TypeQCOW2, "not a qcow2 image"},
 	}
 	for _, c := range cases {
@@ -87,26 +85,13 @@ func TestRefusesImagesByQEMU(t *testing.T) {
 				t.Fatal(err)
 			}
 			path := filepath.Join(dir, "image")
-			create(t, dir, append(append([]string{"create", "-q", "-f", c.format}, c.argv...), path, "1M"))
+			cmd := exec.Command("qemu-img", append(append([]string{"create", "-q", "-f", c.format}, c.argv...), path, "1M")...)
+			cmd.Dir = dir
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
 			wantRefusal(t, path, c.imageType, c.want)
 		})
-	}
-}
-
-// create runs qemu-img. On a busy machine it may fail to time its work on a key
-// ("Unable to get accurate CPU usage"), which is tried again.
-func create(t *testing.T, dir string, argv []string) {
-	t.Helper()
-	for try := 0; ; try++ {
-		cmd := exec.Command("qemu-img", argv...)
-		cmd.Dir = dir
-		out, err := cmd.CombinedOutput()
-		if err == nil {
-			return
-		}
-		if try == 20 || !bytes.Contains(out, []byte("CPU usage")) {
-			t.Fatalf("%v: %s", err, out)
-		}
 	}
 }
 
@@ -138,6 +123,7 @@ func TestRefusesDamage(t *testing.T) {
 		{name: "unknown features", at: 72, with: be64(1<<5 | 1<<63), want: "bit 5, bit 63"},
 		{name: "compression type", at: 104, with: []byte{2}, want: "compression type 2"},
 		{name: "compression type without its bit", at: 104, with: []byte{1}, want: "contradict each other"},
+		{name: "luks inside", at: 32, with: be32(2), want: "is encrypted (LUKS)"},
 		{name: "cluster bits 8", at: 20, with: be32(8), want: "2^8 bytes"},
 		{name: "cluster bits 22", at: 20, with: be32(22), want: "2^22 bytes"},
 		{name: "cluster bits 2^31", at: 20, with: be32(1 << 31), want: "2^2147483648 bytes"},
@@ -176,16 +162,14 @@ func TestRefusesDamage(t *testing.T) {
 		{name: "cut in the header", cut: 100, want: "header is cut off"},
 		{name: "cut in the magic", cut: 5, want: "qcow2 image of an unknown version"},
 	}
+	undamaged := map[string][]byte{}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "image.qcow2")
-			tool(t, append(append([]string{"qemu-img", "create", "-q", "-f", "qcow2"}, c.argv...), path, "1M")...)
-			qemuIO("write -P 1 0 64k")(t, path)
-			img, err := openImage(path, TypeQCOW2)
-			if err != nil {
-				t.Fatalf("before the change: %v", err)
+			options := strings.Join(c.argv, " ")
+			if undamaged[options] == nil {
+				undamaged[options] = imageToDamage(t, c.argv)
 			}
-			img.Close()
+			path := writeFile(t, "image.qcow2", undamaged[options])
 			patch(t, path, c.at, c.with...)
 			if c.cut > 0 {
 				if err := os.Truncate(path, c.cut); err != nil {
@@ -195,6 +179,24 @@ func TestRefusesDamage(t *testing.T) {
 			wantRefusal(t, path, TypeQCOW2, c.want)
 		})
 	}
+}
+
+// imageToDamage is an image by qemu-img, which is accepted as it is.
+func imageToDamage(t *testing.T, argv []string) []byte {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "image.qcow2")
+	tool(t, append(append([]string{"qemu-img", "create", "-q", "-f", "qcow2"}, argv...), path, "1M")...)
+	qemuIO("write -P 1 0 64k")(t, path)
+	img, err := openImage(path, TypeQCOW2)
+	if err != nil {
+		t.Fatalf("before the change: %v", err)
+	}
+	img.Close()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }
 
 // A name for an unknown feature is shown, quoted, when the image has one.
@@ -275,11 +277,11 @@ func TestRefusesForeignBytes(t *testing.T) {
 		{"empty", nil, "the file is empty"},
 		{"iso", long(0x8001, "CD001"), "an ISO 9660 image"},
 		{"hybrid iso", append(append(append([]byte{}, long(510, "\x55\xaa")[:0x8001]...), "CD001"...), make([]byte, 2048)...), "an ISO 9660 image"},
-		{"gzip", long(0, "\x1f\x8b\x08\x00"), "its gzip data cannot be decoded"},
+		{"gzip", long(0, "\x1f\x8b\x08\x00"), "its gzip data is damaged (flate: corrupt input"},
 		{"xz", long(0, "\xfd7zXZ\x00"), "its xz data cannot be used: there is no end of xz data where the file ends"},
-		{"zstd", long(0, "\x28\xb5\x2f\xfd"), "its zstd data cannot be decoded"},
-		{"bzip2", long(0, "BZh91AY&SY"), "its bzip2 data cannot be decoded"},
-		{"lz4", long(0, "\x04\x22\x4d\x18"), "its lz4 data cannot be decoded"},
+		{"zstd", long(0, "\x28\xb5\x2f\xfd"), "more than 4096 blocks without content follow each other"},
+		{"bzip2", long(0, "BZh91AY&SY"), "its bzip2 data is damaged ("},
+		{"lz4", long(0, "\x04\x22\x4d\x18"), "its lz4 data is damaged ("},
 		{"tar", long(257, "ustar\x0000"), "a tar archive"},
 		{"old tar", oldTar(), "a tar archive: an archive is no disk image: use the image type tarball"},
 		{"lzma", long(0, "\x5d\x00\x00\x80\x00\xff\xff\xff\xff\xff\xff\xff\xff\x00"), "compressed with lzma: this program does not read that: unpack it with `unlzma`"},
@@ -289,6 +291,7 @@ func TestRefusesForeignBytes(t *testing.T) {
 		{"lrzip", long(0, "LRZI\x00"), "compressed with lrzip"},
 		{"compress", long(0, "\x1f\x9d\x90"), "compressed with compress"},
 		{"legacy lz4", long(0, "\x02\x21\x4c\x18"), "in its legacy format: this program does not read that: unpack it with `lz4 -d`"},
+		{"luks", long(0, "LUKS\xba\xbe\x00\x02"), "a LUKS container: encrypted images are not supported"},
 		{"udf", long(0x8000, "\x00BEA01\x01"), "a UDF image: an installer"},
 		{"sectors of a CD", long(0, "\x00\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x00"), "an image of a CD's raw sectors"},
 		{"cloop", long(0, "#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0\n"), "a cloop image"},
@@ -372,7 +375,7 @@ func TestAcceptsRawDisks(t *testing.T) {
 		img.Close()
 	}
 	for _, magic := range []string{"QFI\xfb\x00\x00\x00\x03", "MSWIM\x00\x00\x00", "KDMV", "LUKS\xba\xbe"} {
-		img, err := openImage(writeFile(t, "image.raw", []byte(magic)), TypeRaw)
+		img, err := openImage(writeFile(t, "image.raw", append([]byte(magic), make([]byte, 600)...)), TypeRaw)
 		if err != nil {
 			t.Errorf("a raw image is raw: %v", err)
 			continue

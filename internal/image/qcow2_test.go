@@ -148,10 +148,13 @@ func makeVariant(t testing.TB, i int, raw string) string {
 
 func TestQCOW2AgainstQEMUAndLibrary(t *testing.T) {
 	need.Tools(t, "qemu-img", "qemu-io")
-	for _, n := range []int64{6 << 20, 5_000_192} {
+	for step, n := range map[int]int64{1: 5_000_192, 4: 6 << 20} {
 		raw := filepath.Join(t.TempDir(), "source.raw")
 		makeContent(t, raw, n)
 		for i, v := range variants {
+			if i%step > 0 {
+				continue
+			}
 			t.Run(fmt.Sprintf("%s %d", v.name, n), func(t *testing.T) {
 				t.Parallel()
 				path := makeVariant(t, i, raw)

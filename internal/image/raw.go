@@ -18,7 +18,12 @@ type raw struct {
 	length size.Bytes // of the file
 }
 
-func newRaw(f *os.File, n size.Bytes, path string) *raw { return &raw{f: f, path: path, length: n} }
+func newRaw(f *os.File, n size.Bytes, path string) (Source, error) {
+	if n < sector {
+		return nil, errShort
+	}
+	return &raw{f: f, path: path, length: n}, nil
+}
 
 func (r *raw) Path() string          { return r.path }
 func (r *raw) Format() Format        { return Raw }
@@ -41,7 +46,7 @@ func (r *raw) Extent(off size.Bytes) (Extent, error) {
 	if off >= r.length {
 		return Extent{Offset: off, Length: r.Size() - off, Zero: true}, nil
 	}
-	data, err := unix.Seek(int(r.f.Fd()), int64(off), unix.SEEK_DATA)
+	data, err := r.f.Seek(int64(off), unix.SEEK_DATA)
 	if errors.Is(err, unix.ENXIO) {
 		return Extent{Offset: off, Length: r.Size() - off, Zero: true}, nil
 	}
@@ -51,7 +56,7 @@ func (r *raw) Extent(off size.Bytes) (Extent, error) {
 	if size.Bytes(data) > off {
 		return Extent{Offset: off, Length: size.Bytes(data) - off, Zero: true}, nil
 	}
-	hole, err := unix.Seek(int(r.f.Fd()), int64(off), unix.SEEK_HOLE)
+	hole, err := r.f.Seek(int64(off), unix.SEEK_HOLE)
 	if err != nil {
 		return Extent{}, fmt.Errorf("cannot look for a hole in %s at offset %d: %w", r.path, int64(off), err)
 	}

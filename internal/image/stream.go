@@ -20,6 +20,9 @@ const (
 	headMembers = 4096
 	// inputBuffer is how much compressed data is read at once.
 	inputBuffer = 64 << 10
+	// maxPadding is how many zeros behind compressed data are accepted; tapes
+	// leave up to a block.
+	maxPadding = 1 << 20
 )
 
 // compression is a format that raw images are stored in.
@@ -45,7 +48,7 @@ var (
 // unpacker decodes one input after the other and keeps its memory between them.
 type unpacker interface {
 	// reset begins with new input. Of members or frames it takes at most the
-	// number given.
+	// number given, any number where that is 0.
 	reset(in *bufio.Reader, members int) error
 	// Read returns io.EOF after the last member was checked and the input is
 	// at its end.
@@ -60,6 +63,7 @@ type Stream struct {
 	f       *os.File
 	path    string
 	length  size.Bytes // of the file
+	start   int64      // of the compressed data in the file
 	decoded size.Bytes // of all, -1 where it is not known
 	head    []byte
 	parts   []Part
@@ -84,7 +88,7 @@ type Part struct {
 func openStream(f *os.File, n size.Bytes, path string, c *compression) (*Stream, error) {
 	s := &Stream{compression: c, f: f, path: path, length: n, decoded: -1, workers: 1}
 	if err := s.survey(); err != nil {
-		return nil, fmt.Errorf("its %s data cannot be used: %w", c.name, err)
+		return nil, c.unusable(err)
 	}
 	if err := s.readHead(); err != nil {
 		return nil, err
@@ -102,7 +106,10 @@ func (s *Stream) survey() error {
 	}
 	if s.framing != nil {
 		var err error
-		if s.decoded, err = s.framing.contentSize(s.f, int64(s.length)); err != nil {
+		if s.start, err = firstFrame(s.f, int64(s.length)); err != nil {
+			return err
+		}
+		if s.decoded, err = s.framing.contentSize(s.f, s.start, int64(s.length)); err != nil {
 			return err
 		}
 	}
@@ -175,7 +182,7 @@ func (s *Stream) Reader(p Part) (io.ReadCloser, error) { return s.open(p, 0) }
 // open reads a part. Where members is not 0, it bounds them, and headInput the
 // compressed data.
 func (s *Stream) open(p Part, members int) (*partReader, error) {
-	var src io.Reader = io.NewSectionReader(s.f, 0, int64(s.length))
+	var src io.Reader = io.NewSectionReader(s.f, s.start, int64(s.length)-s.start)
 	if s.compression == xzFormat {
 		src = &wrapper{s: s, blocks: s.blocks[p.first:p.last]}
 	}
@@ -184,7 +191,7 @@ func (s *Stream) open(p Part, members int) (*partReader, error) {
 		src = &limited{r: src, left: int64(s.headInput)}
 	}
 	if err := r.decoder.reset(bufio.NewReaderSize(src, inputBuffer), members); err != nil {
-		return nil, r.wrap(err)
+		return nil, s.unusable(err)
 	}
 	return r, nil
 }
@@ -218,18 +225,10 @@ func (r *partReader) Read(p []byte) (int, error) {
 		return 0, r.err
 	}
 	n, err := r.decoder.Read(p)
-	r.err = r.wrap(err)
+	if r.err = err; err != nil && err != io.EOF {
+		r.err = r.s.unusable(err)
+	}
 	return n, r.err
-}
-
-func (r *partReader) wrap(err error) error {
-	if err == nil || err == io.EOF {
-		return err
-	}
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		err = errCutOff
-	}
-	return fmt.Errorf("its %s data cannot be decoded: %w", r.s.name, err)
 }
 
 // Close gives the decoder's memory to the next reader of the stream.
@@ -240,13 +239,6 @@ func (r *partReader) Close() error {
 	}
 	return nil
 }
-
-var (
-	errCutOff  = errors.New("the compressed data ends too early: the file is cut off")
-	errBehind  = errors.New("something else follows the compressed data")
-	errLimit   = errors.New("the first MiB of the disk takes more compressed data than any program writes for it")
-	errMembers = fmt.Errorf("the first MiB of the disk is in more than %d pieces", headMembers)
-)
 
 // limited is an input that may not be read to its end.
 type limited struct {
@@ -263,15 +255,19 @@ func (l *limited) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// zerosToEnd reads padding: zeros and then the end.
+// zerosToEnd reads padding: zeros and then the end, at which its error is
+// io.EOF.
 func zerosToEnd(in *bufio.Reader) error {
-	for {
+	for read := 0; ; {
 		if _, err := in.Peek(1); err != nil {
 			return err
 		}
 		b, _ := in.Peek(in.Buffered())
 		if len(bytes.Trim(b, "\x00")) > 0 {
 			return errBehind
+		}
+		if read += len(b); read > maxPadding {
+			return errPadding
 		}
 		if _, err := in.Discard(len(b)); err != nil {
 			return err

@@ -217,14 +217,14 @@ func memberEnds(t *testing.T, name, path, raw string) []int {
 	return []int{n, n + 4, n + 8} // xz: with padding
 }
 
-// places are some dozen offsets in n bytes, more at both ends.
+// places are some twenty offsets in n bytes, more at both ends.
 func places(n int) []int {
 	var at []int
-	for i := range 24 {
-		at = append(at, i, n-1-i)
+	for i := range 6 {
+		at = append(at, i, n-1-i, n-1-2*i)
 	}
-	for i := range 24 {
-		at = append(at, n*i/24+i%7)
+	for i := range 8 {
+		at = append(at, n*i/8+i%7)
 	}
 	at = slices.DeleteFunc(at, func(i int) bool { return i < 0 || i >= n })
 	slices.Sort(at)
@@ -270,7 +270,7 @@ func TestStreamsOfOtherThings(t *testing.T) {
 		{"qcow2 in gzip", "gzip -c $1 >$2", "qcow2", TypeQCOW2, "a qcow2 image compressed with gzip: unpack it with `gunzip`", ""},
 		{"vmdk in zstd", "zstd -q -c $1 >$2", "vmdk", TypeQEMU, "a VMDK image, and that compressed with zstd (`zstd -d` unpacks it): convert it", ""},
 		{"iso in bzip2", "bzip2 -c $1 >$2", "iso", TypeQEMU, "an ISO 9660 image, and that compressed with bzip2 (`bunzip2` unpacks it): an installer", ""},
-		{"xz in lz4", "xz -c $1 | lz4 -q -c >$2", "iso", TypeQEMU, "compressed with xz, and that compressed with lz4 (`lz4 -d` unpacks it)", ""},
+		{"xz in lz4", "xz -c $1 | lz4 -q -c >$2", "iso", TypeQEMU, "compressed with xz, and that compressed with lz4 (`lz4 -d` unpacks it): only what is compressed once", ""},
 		{"tar in xz", "xz -c $1 >$2", "tar", TypeQEMU, "a tar archive, and that compressed with xz", TypeTarball},
 		{"tar in gzip", "gzip -c $1 >$2", "tar", TypeQEMU, "use the image type tarball", TypeTarball},
 		{"tar", "cp $1 $2", "tar", TypeQEMU, "use the image type tarball", TypeTarball},
@@ -348,7 +348,7 @@ func TestRefusesStreams(t *testing.T) {
 	}{
 		{"endless gzip members", repeat(gzipEmpty, 5000), "in more than 4096 pieces"},
 		{"endless zstd frames", repeat(zstdEmpty, 5000), "in more than 4096 pieces"},
-		{"endless skippable frames", append(repeat("\x50\x2a\x4d\x18\x00\x00\x00\x00", 4000), append(repeat(zstdEmpty, 1), repeat("\x50\x2a\x4d\x18\x00\x00\x00\x00", 4000)...)...), "in more than 4096 pieces"},
+		{"endless skippable frames", append(repeat("\x50\x2a\x4d\x18\x00\x00\x00\x00", 4000), append(repeat(zstdEmpty, 1), repeat("\x50\x2a\x4d\x18\x00\x00\x00\x00", 5000)...)...), "in more than 4096 pieces"},
 		{"endless lz4 frames", repeat("\x04\x22\x4d\x18\x60\x40\x82\x00\x00\x00\x00", 5000), "in more than 4096 pieces"},
 		{"endless bzip2 streams", repeat(bzip2Empty, 300_000), "more compressed data than any program writes"},
 		{"zstd window", []byte("\x28\xb5\x2f\xfd\x00\x90\x01\x00\x00"), "needs a window of 256 MiB"},
@@ -359,14 +359,14 @@ func TestRefusesStreams(t *testing.T) {
 		{"xz cut off", xzData[:len(xzData)-4], "no end of xz data where the file ends"},
 		{"xz padding of three", append(slices.Clone(xzData), 0, 0, 0), "no end of xz data where the file ends"},
 		{"xz padding alone", append([]byte("\xfd7zXZ\x00"), make([]byte, 1000)...), "no end of xz data"},
-		{"xz padding without end", append(slices.Clone(xzData), make([]byte, 17<<20)...), "more than 16 MiB of padding"},
+		{"xz padding without end", append(slices.Clone(xzData), make([]byte, 1<<20+4)...), "more than 1 MiB of padding"},
 		{"xz behind something", append([]byte("\xfd7zXZ\x00xx"), xzData...), "no end of xz data"},
 		{"xz checks", changeXZ(xzData, func(_, footer []byte) { footer[9] = 2 }), "checks of kind 0x2"},
 		{"xz index far away", changeXZ(xzData, func(_, footer []byte) { footer[7] = 0x7f }), "its index is damaged"},
 		{"xz index of nothing", changeXZ(xzData, func(index, _ []byte) { index[1] = 0 }), "its index is damaged"},
 		{"xz index of much", changeXZ(xzData, func(index, _ []byte) { copy(index[1:], "\xff\xff\x7f") }), "more than 262144 blocks"},
-		{"xz index of another length", changeXZ(xzData, func(index, _ []byte) { index[5]++ }), "cannot be decoded: xz: data is corrupt"},
-		{"xz streams", repeat(string(run("xz -c </dev/null >$2")), 17_000), "more than 16384 streams"},
+		{"xz index of another length", changeXZ(xzData, func(index, _ []byte) { index[5]++ }), "its xz data is damaged (xz: data is corrupt): fetch it again"},
+		{"xz streams", repeat(string(run("xz -c </dev/null >$2")), 4_100), "more than 4096 streams"},
 		{"xz block header", append(slices.Clone(xzData[:16]), append([]byte{1}, xzData[17:]...)...), "its block at offset 12 has a damaged header"},
 		{"xz stream header", append(slices.Clone(xzData[:7]), append([]byte{1}, xzData[8:]...)...), "no xz stream at offset 0"},
 		{"xz filter", run("xz --arm64 --lzma2=preset=0 -c $1 >$2"), "the filter 0xa"},
@@ -409,7 +409,7 @@ func TestStreamMemory(t *testing.T) {
 		growing = append(growing, 0x28, 0xb5, 0x2f, 0xfd, 0, window, 0x03, 0x00, 0x10, 'x') // 128 KiB of one byte
 	}
 	single := []byte{}
-	for i := range byte(12) {
+	for i := range byte(4) {
 		frame := binary.LittleEndian.AppendUint32([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xa0}, 100<<20+uint32(i)<<21)
 		single = append(append(single, frame...), bytes.Repeat([]byte{0x02, 0x00, 0x10, 'x'}, 800+16*int(i)-1)...)
 		single = append(single, 0x03, 0x00, 0x10, 'x')

@@ -4,8 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"hash/crc32"
 	"io"
 	"runtime"
@@ -25,9 +23,8 @@ const (
 	xzMinUnpadded = 5
 
 	maxXZBlocks  = 1 << 18 // 64 GiB in blocks of 256 KiB, 6 TiB in those xz makes
-	maxXZStreams = 1 << 14
+	maxXZStreams = 1 << 12
 	maxXZIndex   = maxXZBlocks*18 + 32
-	maxXZPadding = 16 << 20
 
 	// maxDictionary is twice that of xz -9.
 	maxDictionary = 128 << 20
@@ -56,7 +53,7 @@ type xzBlock struct {
 func (b xzBlock) stored() int64 { return (b.unpadded + 3) &^ 3 }
 
 func (b xzBlock) damaged() error {
-	return fmt.Errorf("its block at offset %d has a damaged header", b.at)
+	return reasonf("its block at offset %d has a damaged header: fetch it again", b.at)
 }
 
 // surveyXZ reads the indexes of all streams, from the end of the file to its
@@ -70,7 +67,7 @@ func (s *Stream) surveyXZ() error {
 	dictionary, largest := int64(0), int64(0)
 	for _, b := range s.blocks {
 		if s.decoded += size.Bytes(b.content); s.decoded > maxVirtualSize {
-			return fmt.Errorf("its disk is larger than %s", maxVirtualSize)
+			return errVirtualSize
 		}
 		h, err := readXZHeader(s.f, b)
 		if err != nil {
@@ -83,7 +80,7 @@ func (s *Stream) surveyXZ() error {
 	}
 	need := dictionarySize(s.dictionary)
 	if need > maxDictionary {
-		return fmt.Errorf("it needs a dictionary of %s, and %s is the most: unpack it with `xz -d`", size.Bytes(need), size.Bytes(maxDictionary))
+		return reasonf("it needs a dictionary of %s, and %s is the most: unpack it with `xz -d`", size.Bytes(need), size.Bytes(maxDictionary))
 	}
 	s.workers = max(1, min(len(s.parts), runtime.GOMAXPROCS(0), int(dictionaries/(need+int64(size.MiB)))))
 	return nil
@@ -95,14 +92,14 @@ func xzIndexes(r io.ReaderAt, n int64) ([]xzBlock, error) {
 	streams, padding := 0, int64(0)
 	for end := n; end > 0; streams++ {
 		if streams == maxXZStreams {
-			return nil, fmt.Errorf("it has more than %d streams", maxXZStreams)
+			return nil, errXZStreams
 		}
 		begin, err := xzPadding(r, end)
 		if err != nil {
 			return nil, err
 		}
-		if padding += end - begin; padding > maxXZPadding {
-			return nil, errXZPadding
+		if padding += end - begin; padding > maxPadding {
+			return nil, errPadding
 		}
 		stream, at, err := xzStream(r, begin)
 		if err != nil {
@@ -119,23 +116,24 @@ func xzIndexes(r io.ReaderAt, n int64) ([]xzBlock, error) {
 }
 
 var (
-	errXZBlocks  = fmt.Errorf("it has more than %d blocks: unpack it with `xz -d`", maxXZBlocks)
-	errXZPadding = fmt.Errorf("it has more than %s of padding", size.Bytes(maxXZPadding))
-	errXZFooter  = errors.New("there is no end of xz data where the file ends: it is cut off, or something follows the data")
-	errXZIndex   = errors.New("its index is damaged")
+	errXZBlocks  = reasonf("it has more than %d blocks: unpack it with `xz -d`", maxXZBlocks)
+	errXZStreams = reasonf("it has more than %d streams: unpack it with `xz -d`", maxXZStreams)
+	errXZFooter  = reasonf("there is no end of xz data where the file ends: it is cut off, or something follows the data")
+	errXZIndex   = reasonf("its index is damaged: fetch it again")
 )
 
-// xzPadding is where the zeros begin that end where end is: a multiple of 4.
+// xzPadding is where the zeros begin that end where end is: a multiple of 4. It
+// reads few bytes first, as there mostly are none.
 func xzPadding(r io.ReaderAt, end int64) (int64, error) {
-	b := make([]byte, inputBuffer)
-	for at := end; at > 0; {
-		b = b[:min(int64(len(b)), at)]
+	length := int64(4)
+	for at := end; at > 0; length = min(length*16, inputBuffer) {
+		b := make([]byte, min(length, at))
 		if _, err := r.ReadAt(b, at-int64(len(b))); err != nil {
 			return 0, noEOF(err)
 		}
 		kept := len(bytes.TrimRight(b, "\x00"))
-		if at -= int64(len(b) - kept); end-at > maxXZPadding {
-			return 0, errXZPadding
+		if at -= int64(len(b) - kept); end-at > maxPadding {
+			return 0, errPadding
 		}
 		if kept > 0 {
 			// The footer ends in letters, so that no zero of it was taken.
@@ -162,7 +160,7 @@ func xzStream(r io.ReaderAt, end int64) ([]xzBlock, int64, error) {
 	}
 	check := footer[9]
 	if _, ok := xzChecks[check]; !ok || footer[8] != 0 {
-		return nil, 0, fmt.Errorf("it has checks of kind %#x, which are not known here: unpack it with `xz -d`", check)
+		return nil, 0, reasonf("it has checks of kind %#x, which are not known here: unpack it with `xz -d`", check)
 	}
 	length := (int64(binary.LittleEndian.Uint32(footer[4:])) + 1) * 4
 	at := end - xzEnds - length
@@ -198,7 +196,7 @@ func placeXZ(r io.ReaderAt, blocks []xzBlock, index int64, check byte) ([]xzBloc
 		return nil, 0, noEOF(err)
 	}
 	if !bytes.Equal(header, xzStreamHeader(check)) {
-		return nil, 0, fmt.Errorf("it has no xz stream at offset %d, where its index says", begin)
+		return nil, 0, reasonf("it has no xz stream at offset %d, where its index says: fetch it again", begin)
 	}
 	at := begin + xzEnds
 	for i := range blocks {
@@ -317,7 +315,7 @@ func (h *xzHeader) filters(list []byte, count int, b xzBlock) error {
 }
 
 func xzFilterError(id int64) error {
-	return fmt.Errorf("it is packed with the filter %#x, which is not known here as it is used: unpack it with `xz -d`", id)
+	return reasonf("it is packed with the filter %#x, which is not known here as it is used: unpack it with `xz -d`", id)
 }
 
 // dictionarySize is what a byte of a header means (5.3.1 of the format).

@@ -1,12 +1,12 @@
 // Command bench compares, in one run, how long the deployment of an image takes
-// with how long qemu-img takes for the same image and the same target:
+// with how long the tool one would use instead takes for the same image and the
+// same target: qemu-img, or a decompressor and dd.
 //
 //	go run ./test/bench
 //
 // It installs the program below a temporary directory, makes an ext4 filesystem
-// from real files, stores it as qcow2 with zlib, with zstd and uncompressed, and
-// deploys each in turn with create, as Ganeti runs it, and with qemu-img. Both
-// flush the target before they end. What counts is the median of the ratios of
+// from real files, stores it as qcow2 and as compressed raw images, and deploys
+// each in turn with create, as Ganeti runs it, and with the other tool. Both flush the target before they end. What counts is the median of the ratios of
 // neighbouring runs, since those see the same machine. The last row is a create
 // that copies nothing, whose time is not a ratio.
 //
@@ -29,17 +29,29 @@ import (
 // disk is the length of the disk the images describe.
 const disk = 4 << 30
 
-// images are what is measured, with the ratios and the memory that are wanted.
-var images = []struct {
-	name    string
-	convert []string // options of qemu-img convert that make it
-	want    float64  // wall time, ours / theirs
-}{
-	{"zlib", []string{"-c"}, 1.0},
-	{"zstd", []string{"-c", "-o", "compression_type=zstd"}, 0.8},
-	{"uncompressed", nil, 1.0},
-	{"zlib, 2 MiB clusters", []string{"-c", "-o", "cluster_size=2M"}, 1.0},
-	{"zstd, 2 MiB clusters", []string{"-c", "-o", "compression_type=zstd,cluster_size=2M"}, 0.8},
+// image is one that is measured, with the ratio that is wanted.
+type image struct {
+	name   string
+	ending string
+	make   string  // shell commands: $1 is the raw image, $2 what they make of it
+	theirs string  // shell commands that write it: $1 is the image, $2 the target
+	want   float64 // wall time, ours / theirs
+}
+
+const (
+	convert = `qemu-img convert -n -m 16 -W -t writeback -O raw "$1" "$2"`
+	toDisk  = ` | dd of="$2" bs=1M iflag=fullblock conv=notrunc,fsync status=none`
+)
+
+var images = []image{
+	{"zlib", ".qcow2", `qemu-img convert -O qcow2 -c "$1" "$2"`, convert, 1.0},
+	{"zstd", ".qcow2", `qemu-img convert -O qcow2 -c -o compression_type=zstd "$1" "$2"`, convert, 0.8},
+	{"uncompressed", ".qcow2", `qemu-img convert -O qcow2 "$1" "$2"`, convert, 1.0},
+	{"zlib, 2 MiB clusters", ".qcow2", `qemu-img convert -O qcow2 -c -o cluster_size=2M "$1" "$2"`, convert, 1.0},
+	{"zstd, 2 MiB clusters", ".qcow2", `qemu-img convert -O qcow2 -c -o compression_type=zstd,cluster_size=2M "$1" "$2"`, convert, 0.8},
+	{"raw.gz", ".raw.gz", `gzip -1 -c "$1" > "$2"`, `gzip -dc "$1"` + toDisk, 1.0},
+	{"raw.zst", ".raw.zst", `zstd -q -T0 -c "$1" > "$2"`, `zstd -q -dc "$1"` + toDisk, 1.0},
+	{"raw.xz", ".raw.xz", `xz -T0 -1 -c "$1" > "$2"`, `xz -dc -T0 "$1"` + toDisk, 1.5},
 }
 
 const (
@@ -84,19 +96,17 @@ func bench(o options) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%-22s %8s %8s %8s %8s %8s %8s %8s\n", "image", "ours s", "qemu s", "ratio", "want", "cpu", "peak MiB", "bytes")
+	fmt.Printf("%-22s %8s %8s %8s %8s %8s %8s %8s\n", "image", "ours s", "theirs s", "ratio", "want", "cpu", "peak MiB", "bytes")
 	missed := false
 	for _, image := range images {
 		if !strings.Contains(image.name, o.only) {
 			continue
 		}
-		path := filepath.Join(o.dir, strings.NewReplacer(",", "", " ", "-").Replace(image.name)+".qcow2")
-		if err := makeOnce(path, func(tmp string) error {
-			return run(slices.Concat([]string{"qemu-img", "convert", "-O", "qcow2"}, image.convert, []string{raw, tmp})...)
-		}); err != nil {
+		path := filepath.Join(o.dir, strings.NewReplacer(",", "", " ", "-").Replace(image.name)+image.ending)
+		if err := makeOnce(path, func(tmp string) error { return run(shell(image.make, raw, tmp)...) }); err != nil {
 			return err
 		}
-		r, err := compare(o, site, path, raw)
+		r, err := compare(o, site, image, path, raw)
 		if err != nil {
 			return err
 		}
@@ -121,12 +131,12 @@ type result struct {
 	peak                     int64 // bytes, the largest of all our runs
 }
 
-func compare(o options, s site, path, raw string) (result, error) {
+func compare(o options, s site, image image, path, raw string) (result, error) {
 	target := filepath.Join(o.dir, "target.raw")
 	if err := s.configure("IMAGE_FILE=" + path + "\nNOMOUNT=yes\n"); err != nil {
 		return result{}, err
 	}
-	theirs := []string{"qemu-img", "convert", "-n", "-m", "16", "-W", "-t", "writeback", "-O", "raw", path, target}
+	theirs := shell(image.theirs, path, target)
 	var our, their, ratio, cpu []float64
 	var r result
 	for range o.pairs {
@@ -260,6 +270,11 @@ func makeOnce(path string, build func(tmp string) error) error {
 		return err
 	}
 	return os.Rename(tmp, path)
+}
+
+// shell is the command line of a script with its arguments.
+func shell(script string, args ...string) []string {
+	return append([]string{"bash", "-o", "pipefail", "-euc", script, "-"}, args...)
 }
 
 func run(argv ...string) error {
