@@ -29,6 +29,8 @@ type guestCase struct {
 // guestCases cover every value of every axis once.
 var guestCases = []guestCase{
 	{lab.MBR, "", false, "file", false, true},
+	{lab.Installer, "zlib", false, "ganeti", false, false},
+	{lab.LVM, "zstd", false, "file", false, false},
 	{lab.Debian, "zlib", true, "ganeti", true, false},
 	{lab.Ubuntu, "zstd", false, "ganeti", false, false},
 	{lab.Alma, "zlib", true, "file", false, false},
@@ -119,7 +121,7 @@ func startCluster(t *testing.T) *cluster {
 	}
 	// Before the cluster, so that a variant's image is there when it is asked for.
 	list := "default\n"
-	for _, layout := range []lab.Layout{lab.MBR, lab.Debian, lab.Ubuntu, lab.Alma, lab.Fedora} {
+	for _, layout := range []lab.Layout{lab.MBR, lab.Installer, lab.LVM, lab.Debian, lab.Ubuntu, lab.Alma, lab.Fedora} {
 		list += string(layout) + "\n"
 	}
 	if err := os.WriteFile("/etc/ganeti/instance-image/variants.list", []byte(list), 0o644); err != nil {

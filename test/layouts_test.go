@@ -244,8 +244,12 @@ func TestCreateGrowsLVM(t *testing.T) {
 				go func() { ch <- finish(t, s.command("create", instance(disk))) }()
 			}
 			for i, disk := range disks {
-				if o := <-done[i]; o.code != 0 {
+				o := <-done[i]
+				if o.code != 0 {
 					t.Fatalf("create ended with %d:\n%s", o.code, o.log)
+				}
+				if strings.Contains(o.log, "warning: cannot") {
+					t.Errorf("something could not be looked at:\n%s", o.log)
 				}
 				checkVolumes(t, disk, layout, tree)
 			}

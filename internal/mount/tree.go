@@ -105,6 +105,9 @@ func open(ctx context.Context, disk *block.Device, table *layout.Table, options 
 // probe finds out what each partition holds.
 func (t *Tree) probe() error {
 	for _, p := range t.partitions() {
+		if p.Extended {
+			continue // what it holds shows through, at other offsets
+		}
 		part, err := t.probePart(p)
 		if err != nil {
 			return err

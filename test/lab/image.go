@@ -42,17 +42,23 @@ var (
 	layoutSource string
 	//go:embed grub.go
 	grubSource string
+	//go:embed volumes.go
+	volumesSource string
 )
 
 // CachedImage returns an image made to the spec, from the cache where it is
 // there. The file must not be written to.
 func (l *Lab) CachedImage(ctx context.Context, spec Spec) (string, error) {
+	d, err := spec.Layout.disk()
+	if err != nil {
+		return "", err
+	}
 	recipe, err := json.Marshal(spec)
 	if err != nil {
 		return "", err
 	}
-	name := fmt.Sprintf("%s-%s.%s", spec.Layout, digest(string(recipe), imageSource, layoutSource, grubSource,
-		strings.Join(treeRecipe(), "\x00")), spec.format())
+	name := fmt.Sprintf("%s-%s.%s", spec.Layout, digest(string(recipe), imageSource, layoutSource, grubSource, volumesSource,
+		strings.Join(treeRecipe(d.further()...), "\x00")), spec.format())
 	return l.cached(ctx, name, func(path string) error { return l.Image(ctx, spec, path) })
 }
 
@@ -70,7 +76,7 @@ func (l *Lab) Image(ctx context.Context, spec Spec, out string) (err error) {
 	if err != nil {
 		return err
 	}
-	tree, err := l.DebianTree(ctx)
+	tree, err := l.DebianTree(ctx, d.further()...)
 	if err != nil {
 		return err
 	}
@@ -89,6 +95,12 @@ func (l *Lab) Image(ctx context.Context, spec Spec, out string) (err error) {
 
 	b := build{made: d.decide(), spec: spec, disk: filepath.Join(work, "disk.raw"), root: filepath.Join(work, "root"), work: work}
 	if err := b.partition(ctx); err != nil {
+		return err
+	}
+	if err := b.makeVolumes(ctx); err != nil {
+		return err
+	}
+	if err := b.makeSwap(ctx); err != nil {
 		return err
 	}
 	if err := apart(func() error { return b.fill(ctx, tree) }); err != nil {
@@ -163,17 +175,18 @@ func (b build) fill(ctx context.Context, tree string) (err error) {
 	return nil
 }
 
-// mount makes a partition's filesystem and mounts it where the guest has it.
-// The kernel needs not know the partition, since the loop device is only that.
-func (b build) mount(ctx context.Context, steps *undo.Stack, p madePart) error {
+// attach gives a part of the image a loop device, which is detached when the
+// steps are undone, or before. The kernel needs to know neither partitions nor
+// volumes, since the loop device is only that part.
+func (b build) attach(ctx context.Context, steps *undo.Stack, p madePart) (loop string, detach func() error, err error) {
 	losetup := []string{"losetup", "--find", "--show", fmt.Sprintf("--offset=%d", p.start), fmt.Sprintf("--sizelimit=%d", p.length), b.disk}
-	result, err := run.Cmd{What: "attach a partition of the image", Argv: losetup}.Run(ctx)
+	result, err := run.Cmd{What: "attach a part of the image", Argv: losetup}.Run(ctx)
 	if err != nil {
-		return err
+		return "", nil, err
 	}
-	loop := strings.TrimSpace(string(result.Stdout))
+	loop = strings.TrimSpace(string(result.Stdout))
 	attached := true
-	detach := func() error {
+	detach = func() error {
 		if !attached {
 			return nil
 		}
@@ -182,6 +195,34 @@ func (b build) mount(ctx context.Context, steps *undo.Stack, p madePart) error {
 		return err
 	}
 	steps.Push("detach "+loop, detach)
+	return loop, detach, nil
+}
+
+// makeSwap makes the swap space of the layout.
+func (b build) makeSwap(ctx context.Context) (err error) {
+	var steps undo.Stack
+	defer steps.Unwind(&err)
+	for _, p := range b.parts {
+		if p.fs != "swap" {
+			continue
+		}
+		loop, _, err := b.attach(ctx, &steps, p)
+		if err != nil {
+			return err
+		}
+		if _, err := (run.Cmd{What: "make swap space", Argv: p.mkfs(loop)}).Run(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mount makes a part's filesystem and mounts it where the guest has it.
+func (b build) mount(ctx context.Context, steps *undo.Stack, p madePart) error {
+	loop, detach, err := b.attach(ctx, steps, p)
+	if err != nil {
+		return err
+	}
 	if _, err := (run.Cmd{What: "make a filesystem", Argv: p.mkfs(loop)}).Run(ctx); err != nil {
 		return err
 	}
@@ -205,7 +246,7 @@ func (b build) mount(ctx context.Context, steps *undo.Stack, p madePart) error {
 
 type mountPoint struct{ at, data string }
 
-// mounts lists how a partition is mounted in the guest.
+// mounts lists how a part is mounted in the guest.
 func (p madePart) mounts() []mountPoint {
 	if len(p.subvols) == 0 {
 		return []mountPoint{{at: p.at}}
@@ -223,6 +264,8 @@ func (p madePart) mkfs(device string) []string {
 		return []string{"mkfs.xfs", "-q", "-L", p.label, "-m", "uuid=" + p.uuid, device}
 	case "btrfs":
 		return []string{"mkfs.btrfs", "-q", "-L", p.label, "-U", p.uuid, device}
+	case "swap":
+		return []string{"mkswap", "-U", p.uuid, device}
 	}
 	return []string{"mkfs.ext4", "-q", "-L", p.label, "-U", p.uuid, device}
 }

@@ -23,7 +23,7 @@ func open(t *testing.T) *lab.Lab {
 	t.Helper()
 	need.Machine(t)
 	need.File(t, "/dev/loop-control")
-	need.Tools(t, "mmdebstrap", "sfdisk", "mkfs.vfat", "mcopy", "mkfs.xfs", "mkfs.btrfs", "grub-mkimage", "qemu-img", "qemu-system-x86_64")
+	need.Tools(t, "mmdebstrap", "sfdisk", "mkfs.vfat", "mcopy", "mkfs.xfs", "mkfs.btrfs", "mkswap", "lvm", "grub-mkimage", "qemu-img", "qemu-system-x86_64")
 	l, err := lab.Open()
 	if err != nil {
 		t.Fatal(err)

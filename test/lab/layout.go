@@ -13,12 +13,14 @@ type Layout string
 
 // The layouts, each with its partitions in the order they have on the disk.
 const (
-	MBR    Layout = "mbr-ext4"  // 1 root ext4; no UEFI
-	Debian Layout = "debian"    // GPT: 14 BIOS boot, 15 ESP, 1 root ext4
-	Ubuntu Layout = "ubuntu"    // 24.04, GPT: 14 BIOS boot, 15 ESP, 16 /boot ext4, 1 root ext4
-	Alma   Layout = "almalinux" // GPT: 1 BIOS boot, 2 ESP, 3 /boot xfs, 4 root xfs
-	Fedora Layout = "fedora"    // GPT: 1 BIOS boot, 2 ESP, 3 /boot ext4, 4 btrfs with subvolumes root, home, var
-	Whole  Layout = "whole"     // no partition table, ext4 on the whole disk; boots with a kernel from outside only
+	MBR       Layout = "mbr-ext4"  // 1 root ext4; no UEFI
+	Installer Layout = "installer" // Debian's installer, MBR: 1 root ext4, 2 extended, 5 swap; no UEFI
+	LVM       Layout = "lvm"       // Debian's installer, MBR: 1 /boot ext4, 2 extended, 5 LVM with root ext4, swap_1; no UEFI
+	Debian    Layout = "debian"    // GPT: 14 BIOS boot, 15 ESP, 1 root ext4
+	Ubuntu    Layout = "ubuntu"    // 24.04, GPT: 14 BIOS boot, 15 ESP, 16 /boot ext4, 1 root ext4
+	Alma      Layout = "almalinux" // GPT: 1 BIOS boot, 2 ESP, 3 /boot xfs, 4 root xfs
+	Fedora    Layout = "fedora"    // GPT: 1 BIOS boot, 2 ESP, 3 /boot ext4, 4 btrfs with subvolumes root, home, var
+	Whole     Layout = "whole"     // no partition table, ext4 on the whole disk; boots with a kernel from outside only
 )
 
 // Layouts returns every layout.
@@ -56,6 +58,9 @@ const (
 	typeRoot     = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
 	typeLinux    = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"
 	typeMBRLinux = "83"
+	typeExtended = "5"
+	typeSwap     = "82"
+	typeLVM      = "8e"
 )
 
 // disk is how one image looks.
@@ -69,20 +74,32 @@ type disk struct {
 	cmdline  string // of the kernel, besides root= and the console
 	bls      bool   // /boot has loader entries also
 	usedOnce bool   // made by hand from a machine that ran: with host keys and a machine-id
+	group    string // LVM's volume group in the partition of that type
 	parts    []part
 }
 
-// part is one partition; the parts of a disk stand in their order on it.
+// further are the packages that a guest needs to find its root, besides those
+// that are in every tree.
+func (d disk) further() []string {
+	if d.group == "" {
+		return nil
+	}
+	return []string{"lvm2"}
+}
+
+// part is one partition or logical volume; the parts of a disk stand in their
+// order on it, and behind what they lie in.
 type part struct {
-	number  int
+	number  int        // of the partition; 0 for a volume
+	volume  string     // name of the volume; "" for a partition
 	size    size.Bytes // 0 for all that is left
 	start   size.Bytes // 0 for right behind the one before
 	kind    string     // partition type
 	name    string     // of the GPT entry
-	fs      string     // "ext4", "xfs", "btrfs", "vfat", or "" for none
+	fs      string     // "ext4", "xfs", "btrfs", "vfat", "swap", or "" for none
 	label   string     // of the filesystem
 	subvols []subvol
-	at      string // where it is mounted in the guest
+	at      string // where it is mounted in the guest; "none" for swap
 	options string // in fstab
 }
 
@@ -93,6 +110,18 @@ const mib = size.MiB
 var disks = []disk{
 	{layout: MBR, table: "dos", size: 2 * size.GiB, by: "UUID", grub: "grub", usedOnce: true, parts: []part{
 		{number: 1, start: mib, kind: typeMBRLinux, fs: "ext4", at: "/", options: "errors=remount-ro"},
+	}},
+	{layout: Installer, table: "dos", size: 2560 * mib, by: "UUID", grub: "grub", usedOnce: true, parts: []part{
+		{number: 1, start: mib, size: 2047 * mib, kind: typeMBRLinux, fs: "ext4", at: "/", options: "errors=remount-ro"},
+		{number: 2, start: 2049*mib - 1024, kind: typeExtended},
+		{number: 5, start: 2049 * mib, kind: typeSwap, fs: "swap", at: "none", options: "sw"},
+	}},
+	{layout: LVM, table: "dos", size: 3 * size.GiB, by: "UUID", grub: "grub", usedOnce: true, group: "debian-vg", parts: []part{
+		{number: 1, start: mib, size: 487 * mib, kind: typeMBRLinux, fs: "ext4", at: "/boot", options: "defaults"},
+		{number: 2, start: 489*mib - 1024, kind: typeExtended},
+		{number: 5, start: 489 * mib, kind: typeLVM},
+		{volume: "root", size: 2000 * mib, fs: "ext4", at: "/", options: "errors=remount-ro"},
+		{volume: "swap_1", size: 512 * mib, fs: "swap", at: "none", options: "sw"},
 	}},
 	{layout: Debian, table: "gpt", size: 2 * size.GiB, by: "PARTUUID", grub: "grub", vendor: "debian", parts: []part{
 		{number: 14, start: mib, size: 3 * mib, kind: typeBIOS},
@@ -155,10 +184,21 @@ func (d disk) decide() made {
 		if p.fs == "vfat" {
 			q.uuid = strings.ToUpper(q.uuid[:4] + "-" + q.uuid[4:8])
 		}
-		next = q.start + q.length
+		next = q.start + q.inside()
 		m.parts = append(m.parts, q)
 	}
 	return m
+}
+
+// inside is how far behind a part's start the next one may start.
+func (p madePart) inside() size.Bytes {
+	switch p.kind {
+	case typeExtended:
+		return 0
+	case typeLVM:
+		return firstExtent
+	}
+	return p.length
 }
 
 // tail is what the table needs at the end of the disk.
@@ -173,7 +213,11 @@ func (d disk) tail() size.Bytes {
 func (m made) script() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "label: %s\nlabel-id: %s\nunit: sectors\n", m.table, m.id)
+	boot, _ := m.boot()
 	for _, p := range m.parts {
+		if p.volume != "" {
+			continue
+		}
 		fmt.Fprintf(&b, "%d : start=%d, size=%d, type=%s", p.number, p.start/512, p.length/512, p.kind)
 		if m.table == "gpt" {
 			fmt.Fprintf(&b, ", uuid=%s", strings.ToUpper(p.partUUID))
@@ -181,7 +225,7 @@ func (m made) script() string {
 		if p.name != "" {
 			fmt.Fprintf(&b, ", name=%q", p.name)
 		}
-		if m.table == "dos" {
+		if m.table == "dos" && p.number == boot.number {
 			b.WriteString(", bootable")
 		}
 		b.WriteByte('\n')
@@ -189,9 +233,11 @@ func (m made) script() string {
 	return b.String()
 }
 
-// name is how fstab and the kernel's command line name a partition.
+// name is how fstab and the kernel's command line name a part.
 func (m made) name(p madePart) string {
 	switch {
+	case p.volume != "":
+		return "/dev/mapper/" + doubled(m.group) + "-" + doubled(p.volume)
 	case m.by == "PARTUUID":
 		return "PARTUUID=" + p.partUUID
 	case m.by == "LABEL":
@@ -200,7 +246,11 @@ func (m made) name(p madePart) string {
 	return "UUID=" + p.uuid
 }
 
-// find returns the partition mounted at a place of the guest.
+// doubled is a name of LVM's as it is in /dev/mapper, where a single hyphen
+// stands between group and volume.
+func doubled(name string) string { return strings.ReplaceAll(name, "-", "--") }
+
+// find returns the part mounted at a place of the guest.
 func (m made) find(at string) (madePart, bool) {
 	i := slices.IndexFunc(m.parts, func(p madePart) bool { return p.at == at })
 	if i < 0 {

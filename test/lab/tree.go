@@ -88,11 +88,11 @@ test -L "$1/etc/resolv.conf"
 ls "$1"/boot/vmlinuz-* "$1"/boot/initrd.img-* > /dev/null
 `
 
-// DebianTree returns a tar of a Debian 12 root tree, made from the machine's
-// own Debian package sources and kept in the cache until the recipe changes.
-// Making it takes about 40 s and needs root.
-func (l *Lab) DebianTree(ctx context.Context) (string, error) {
-	argv := treeRecipe()
+// DebianTree returns a tar of a Debian 12 root tree with further packages, made
+// from the machine's own Debian package sources and kept in the cache until the
+// recipe changes. Making it takes about 40 s and needs root.
+func (l *Lab) DebianTree(ctx context.Context, further ...string) (string, error) {
+	argv := treeRecipe(further...)
 	return l.cached(ctx, "debian-12-"+digest(argv...)+".tar", func(path string) error {
 		sources, err := debianSources(ctx)
 		if err != nil {
@@ -105,9 +105,9 @@ func (l *Lab) DebianTree(ctx context.Context) (string, error) {
 }
 
 // treeRecipe is the command line without what is the machine's.
-func treeRecipe() []string {
+func treeRecipe(further ...string) []string {
 	argv := []string{"mmdebstrap", "--mode=root", "--variant=minbase", "--format=tar",
-		"--include=" + strings.Join(packages, ","),
+		"--include=" + strings.Join(slices.Concat(packages, further), ","),
 		`--aptopt=Apt::Install-Recommends "false"`,
 		"--dpkgopt=force-unsafe-io",
 		"--essential-hook=" + beforePackages,
