@@ -399,3 +399,33 @@ func TestCreateOnLargeDisks(t *testing.T) {
 		})
 	}
 }
+
+// Two instances of one image are mounted at once, though their file systems have
+// one UUID.
+func TestTwoInstancesAtOnce(t *testing.T) {
+	for _, name := range []string{"almalinux", "fedora"} {
+		t.Run(name, func(t *testing.T) {
+			layout := layoutNamed(t, name)
+			image, _ := makeImage(t, layout)
+			s := newSite(t, imageSettings(image))
+			dir := t.TempDir()
+			// Each goes on when both are mounted.
+			s.hook(t, "meet", "#!/bin/bash\nset -e\necho $INSTANCE_NAME > $TARGET/etc/owner\ntouch "+dir+"/$INSTANCE_NAME\n"+
+				"for i in {1..600}; do [ $(ls "+dir+" | wc -l) -lt 2 ] || exit 0; sleep 0.1; done; exit 1\n")
+			disks := map[string]string{"one.example.org": newDisk(t, 1500), "two.example.org": newDisk(t, 1500)}
+			done := make(chan outcome, len(disks))
+			for name, disk := range disks {
+				go func() { done <- finish(t, s.command("create", instance(disk).with(env{"INSTANCE_NAME": name}))) }()
+			}
+			for range disks {
+				if o := <-done; o.code != 0 {
+					t.Fatalf("create ended with %d:\n%s", o.code, o.log)
+				}
+			}
+			for name, disk := range disks {
+				checkDisk(t, disk, layout, 1500)
+				t.Run("owner", func(t *testing.T) { shell(t, `grep -q "$2" "$1/etc/owner"`, mountRoot(t, disk, layout), name) })
+			}
+		})
+	}
+}
