@@ -67,7 +67,9 @@ func newGzip() unpacker {
 			return nil, err
 		}
 		// In its header the library takes the end of the file for the end of all.
-		if err := z.Reset(in); err != nil {
+		if err := z.Reset(in); errors.Is(err, gzip.ErrHeader) {
+			return nil, reasonf("its gzip header is damaged, or has a name or comment of over 511 bytes: unpack it with gunzip, or fetch it again")
+		} else if err != nil {
 			return nil, noEOF(err)
 		}
 		z.Multistream(false)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
@@ -237,5 +238,38 @@ func TestStreamReadersAfterClose(t *testing.T) {
 		if _, err := io.Copy(io.Discard, r); !errors.Is(err, os.ErrClosed) {
 			t.Errorf("%s: %v", command, err)
 		}
+	}
+}
+
+// An index of no length, in a footer whose checksum is right.
+func TestXZIndexWithoutLength(t *testing.T) {
+	need.Tools(t, "xz", "sh")
+	raw := filepath.Join(t.TempDir(), "raw")
+	makeContent(t, raw, 10_000)
+	path := pack(t, "xz -c $1 >$2", raw)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	footer := data[len(data)-12:]
+	copy(footer[4:8], make([]byte, 4))
+	binary.LittleEndian.PutUint32(footer, crc32.ChecksumIEEE(footer[4:10]))
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := openAndRead(path); err == nil || !strings.Contains(err.Error(), "index") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// A comment of the length that the library does not take.
+func TestGzipWithLongComment(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "image.gz")
+	header := append([]byte("\x1f\x8b\x08\x10\x00\x00\x00\x00\x00\x03"), bytes.Repeat([]byte("x"), 600)...)
+	if err := os.WriteFile(path, append(header, make([]byte, 600)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := openAndRead(path); err == nil || !strings.Contains(err.Error(), "unpack it with gunzip") {
+		t.Errorf("got %v", err)
 	}
 }

@@ -210,7 +210,7 @@ func placeXZ(r io.ReaderAt, blocks []xzBlock, index int64, check byte) ([]xzBloc
 // from an index.
 func parseXZIndex(index []byte, room int64) ([]xzBlock, error) {
 	body, sum := index[:len(index)-4], index[len(index)-4:]
-	if body[0] != 0 || crc32.ChecksumIEEE(body) != binary.LittleEndian.Uint32(sum) {
+	if len(body) == 0 || body[0] != 0 || crc32.ChecksumIEEE(body) != binary.LittleEndian.Uint32(sum) {
 		return nil, errXZIndex
 	}
 	body = body[1:]

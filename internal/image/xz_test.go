@@ -104,7 +104,7 @@ func FuzzXZIndex(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if n := len(data); n >= 32 {
 			footer := data[n-12:]
-			if length := (int64(binary.LittleEndian.Uint32(footer[4:])) + 1) * 4; length >= 8 && length <= int64(n)-12 {
+			if length := (int64(binary.LittleEndian.Uint32(footer[4:])) + 1) * 4; length >= 4 && length <= int64(n)-12 {
 				fixXZ(data[n-12-int(length):n-12], footer)
 			}
 		}

@@ -46,6 +46,11 @@ func read(r io.ReaderAt, n size.Bytes) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, mda := range pv.mdas {
+		if mda.off < 0 || mda.length < 0 || mda.off > n || mda.length > n-mda.off {
+			return nil, damaged("a metadata area does not lie on the device of %d bytes", int64(n))
+		}
+	}
 	var newest *Group
 	var faults []error
 	for _, mda := range pv.mdas {

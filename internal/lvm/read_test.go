@@ -307,6 +307,8 @@ func TestReadRefusesHeads(t *testing.T) {
 		"no metadata area":           {labelled(good(), 512+72+32, 0), ErrUnsupported},
 		"area behind the end":        {labelled(good(), 512+72+32, 1<<40), ErrDamaged},
 		"area at a negative offset":  {labelled(good(), 512+72+32, 1<<63), ErrDamaged},
+		"area longer than the disk":  {labelled(good(), 512+72+40, 1<<40), ErrDamaged},
+		"area of a negative length":  {labelled(good(), 512+72+40, 1<<63|1<<40), ErrDamaged},
 		"in no group":                {headed(good(), 40, 0), ErrUnsupported},
 		"area's mark":                {headed(good(), 4, 0), ErrDamaged},
 		"area's checksum":            {damage(good(), 4096+60), ErrDamaged},
