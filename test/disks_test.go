@@ -81,6 +81,24 @@ func TestSeedDisk(t *testing.T) {
 	}
 }
 
+// A guest that this node cannot mount still gets its seed, but no hook is left
+// out in silence.
+func TestSeedForGuestsThatCannotBeMounted(t *testing.T) {
+	layout := diskLayout{"newer", "label: dos\nstart=2048, type=83\n",
+		`fs ext4 1 "$tree" -O ^metadata_csum; printf '\0\0\0\100' > "$image.bit"
+		 dd if="$image.bit" of="$image" bs=1 skip=3 seek=$((2048 * 512 + 1024 + 96 + 3)) count=1 conv=notrunc status=none`, 1}
+	image, _ := makeImage(t, layout)
+	s := newSite(t, imageSettings(image, "SEED_DISK=1"))
+	disk, second := newDisk(t, 1000), newDisk(t, 32)
+	if log := s.create(t, disks(disk, second)); !strings.Contains(log, "cannot be mounted here") {
+		t.Errorf("the log does not say that the guest was left as it is:\n%s", log)
+	}
+	seedOf(t, second)
+	s.enable(t, "cloud-init")
+	s.refuse(t, disks(disk, second), 1, "cannot")
+	empty(t, disk)
+}
+
 func TestSeedDiskRefused(t *testing.T) {
 	image, _ := makeSeeded(t)
 	cases := []struct {

@@ -77,6 +77,11 @@ func (c *creation) customise(ctx context.Context) (err error) {
 		c.sayUntold("there is no root file system")
 		return nil
 	}
+	if err != nil && len(c.hooks) == 0 && ctx.Err() == nil {
+		slog.Warn("the guest is left as it is, with a seed in it if it has one: it cannot be mounted here", "cause", err)
+		c.sayUntold("it cannot be mounted")
+		return nil
+	}
 	if err != nil {
 		return err
 	}
