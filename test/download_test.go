@@ -65,7 +65,7 @@ func TestImageURL(t *testing.T) {
 	deploy(t, settings("wrong"), 3, "its checksum is", "debian-12-x86_64.raw")
 	deploy(t, settings("nosum"), 3, "IMAGE_VERIFY")
 	deploy(t, settings("cut"), 3, "debian-12-x86_64.raw")
-	deploy(t, settings("missing"), 3, "404")
+	deploy(t, settings("missing"), 3, "cannot find the image debian-12", "/missing/")
 	if cached() != 0 {
 		t.Errorf("something that was refused is in the cache: %d files", cached())
 	}

@@ -58,7 +58,7 @@ func findInstance(ctx context.Context, socket, name string) (*instance, error) {
 	}
 	rows, err := luxi.Query(ctx, socket, "instance", asked, name)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cannot find the instance %s: %w", name, err)
 	}
 	if len(rows) != 1 {
 		return nil, fmt.Errorf("cannot find the instance %s: Ganeti knows %d of that name", name, len(rows))
