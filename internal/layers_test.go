@@ -15,11 +15,11 @@ const module = "ganeti-instance-image/internal/"
 // layers is the order of the packages: each imports packages of lower layers
 // only. docs/architecture.md says what each is for.
 var layers = map[string]int{
-	"size": 0, "undo": 0, "run": 0,
-	"need": 1, "osapi": 1, "layout": 1, "lvm": 1, "image": 1, "shellfile": 1, "luxi": 1,
-	"settings": 2, "block": 2, "guest": 2,
+	"size": 0, "undo": 0, "run": 0, "inflate": 0, "tree": 0,
+	"need": 1, "osapi": 1, "layout": 1, "lvm": 1, "image": 1, "shellfile": 1, "luxi": 1, "dump": 1, "unpack": 1,
+	"settings": 2, "block": 2, "guest": 2, "tarball": 2,
 	"network": 3, "filesystem": 3, "deploy": 3, "store": 3,
-	"mount": 4, "seed": 4, "hook": 4,
+	"mount": 4, "seed": 4, "hook": 4, "grub": 4, "render": 4,
 	"osscript": 5,
 	"admin":    6,
 	"cli":      7,

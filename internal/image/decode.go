@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/klauspost/compress/zstd"
+
+	"ganeti-instance-image/internal/inflate"
 )
 
 // maxWindow is the longest history a zstd frame may ask for; the zstd library
@@ -20,13 +22,13 @@ const decodeRoom = 16
 type decoder struct {
 	src   []byte
 	whole []byte
-	zlib  *inflater     // where the compression type is zlib
-	zstd  *zstd.Decoder // where it is zstd
+	zlib  *inflate.Decoder // where the compression type is zlib
+	zstd  *zstd.Decoder    // where it is zstd
 }
 
 func newDecoder(compression byte) *decoder {
 	if compression == compressionZlib {
-		return &decoder{zlib: new(inflater)}
+		return &decoder{zlib: new(inflate.Decoder)}
 	}
 	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 		zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecodeAllCapLimit(true))
@@ -39,8 +41,8 @@ func newDecoder(compression byte) *decoder {
 // input is a buffer for n bytes of compressed data. Its capacity has room for
 // padding behind them.
 func (d *decoder) input(n int) []byte {
-	if cap(d.src) < n+inflatePadding {
-		d.src = make([]byte, n+inflatePadding)
+	if cap(d.src) < n+inflate.Padding {
+		d.src = make([]byte, n+inflate.Padding)
 	}
 	return d.src[:n]
 }
@@ -60,7 +62,7 @@ func (d *decoder) scratch(n int) []byte {
 func (d *decoder) decode(p []byte, n int, src []byte) error {
 	var err error
 	if d.zlib != nil {
-		err = d.zlib.inflate(p[:n], src[:len(src)+inflatePadding], len(src))
+		err = d.zlib.Decode(p[:n], src[:len(src)+inflate.Padding], len(src))
 	} else {
 		err = d.decodeZstd(p[:0:n+decodeRoom], n, src)
 	}

@@ -1,4 +1,9 @@
-package image
+// Package inflate decodes DEFLATE data that is in memory as a whole, as the
+// clusters of a qcow2 image and the blocks of a dump are.
+//
+// Left out: streams, the headers and checksums of zlib and gzip around the data,
+// and compressing.
+package inflate
 
 import (
 	"encoding/binary"
@@ -6,9 +11,10 @@ import (
 	"math/bits"
 )
 
-// inflater decodes DEFLATE data (RFC 1951) of which all input is in memory and
-// all output is wanted, as a compressed cluster is. Without windows and readers
-// it needs about half the time of a decoder for streams.
+// Decoder decodes DEFLATE data (RFC 1951) of which all input is in memory and
+// all output is wanted. Without windows and readers it needs about half the time
+// of a decoder for streams. Its zero value is ready, and is used again for the
+// next data, by one user at a time.
 //
 // Codes are looked up in tables by the next bits of the input; a code longer
 // than a table has bits leads to a second table behind it. An entry of a table
@@ -20,8 +26,8 @@ import (
 //	second table flagOther | flagTable | start<<16 | its index bits<<8 | bits
 //	end of block flagOther | flagEnd | bits
 //	no code      flagOther
-type inflater struct {
-	in    []byte // with inflatePadding behind the data
+type Decoder struct {
+	in    []byte // with Padding behind the data
 	end   int    // of the data in it
 	pos   int    // in it
 	buf   uint64 // bits taken from in
@@ -35,7 +41,9 @@ type inflater struct {
 }
 
 const (
-	inflatePadding = 16 // bytes behind the input, so that it can be read 8 at a time
+	// Padding is how many bytes there must be behind the input, so that it can
+	// be read 8 at a time. What is in them does not count.
+	Padding = 16
 
 	literalBits  = 11
 	distanceBits = 8
@@ -57,6 +65,7 @@ const (
 var (
 	errDeflate    = errors.New("invalid code")
 	errDeflateEnd = errors.New("unexpected end")
+	errTooLong    = errors.New("longer than it should be")
 )
 
 // Meanings of the symbols, as entries without the bits of their codes: base<<16
@@ -102,12 +111,12 @@ func precodeMeanings() (m [19]uint32) {
 	return m
 }
 
-// inflate fills out from the data at the beginning of in[:n]; in is padded by
-// inflatePadding bytes. Data that goes on when out is full is an error, and so
+// Decode fills out from the data at the beginning of in[:n]; in is padded by
+// Padding bytes. Data that goes on when out is full is an error, and so
 // is data whose end is not marked, which QEMU would take: there is no checksum,
 // so that this is how most damage is found.
-func (z *inflater) inflate(out, in []byte, n int) error {
-	z.in, z.end, z.pos, z.buf, z.count = in[:n+inflatePadding], n, 0, 0, 0
+func (z *Decoder) Decode(out, in []byte, n int) error {
+	z.in, z.end, z.pos, z.buf, z.count = in[:n+Padding], n, 0, 0, 0
 	at := 0
 	for last := false; !last; {
 		err := z.refill()
@@ -140,7 +149,7 @@ func (z *inflater) inflate(out, in []byte, n int) error {
 
 // refill makes at least 56 bits of buf valid. The bits above count are the next
 // ones already, so that taking them once more does no harm.
-func (z *inflater) refill() error {
+func (z *Decoder) refill() error {
 	if z.overrun() {
 		return errDeflateEnd
 	}
@@ -150,7 +159,7 @@ func (z *inflater) refill() error {
 	return nil
 }
 
-func (z *inflater) take(n uint) uint32 {
+func (z *Decoder) take(n uint) uint32 {
 	v := uint32(z.buf & (1<<n - 1))
 	z.buf >>= n
 	z.count -= n
@@ -159,10 +168,10 @@ func (z *inflater) take(n uint) uint32 {
 
 // overrun reports that bits behind the end of the data were used. Asked before
 // each refill, which reads 8 bytes, it keeps that inside the padding.
-func (z *inflater) overrun() bool { return z.pos-int(z.count>>3) > z.end }
+func (z *Decoder) overrun() bool { return z.pos-int(z.count>>3) > z.end }
 
 // stored copies a block that is not compressed.
-func (z *inflater) stored(out []byte, at int) (int, error) {
+func (z *Decoder) stored(out []byte, at int) (int, error) {
 	pos := z.pos - int(z.count>>3)
 	z.buf, z.count = 0, 0
 	if pos+4 > z.end {
@@ -184,7 +193,7 @@ func (z *inflater) stored(out []byte, at int) (int, error) {
 	return at + n, nil
 }
 
-func (z *inflater) fixedCodes() {
+func (z *Decoder) fixedCodes() {
 	if z.fixed {
 		return
 	}
@@ -209,7 +218,7 @@ func (z *inflater) fixedCodes() {
 }
 
 // dynamicCodes reads the codes of a block and builds their tables.
-func (z *inflater) dynamicCodes() error {
+func (z *Decoder) dynamicCodes() error {
 	z.fixed = false
 	literals, distances, precodes := int(z.take(5))+257, int(z.take(5))+1, int(z.take(4))+4
 	if literals > 286 || distances > 30 {
@@ -240,7 +249,7 @@ func (z *inflater) dynamicCodes() error {
 }
 
 // codeLengths reads the lengths of n codes.
-func (z *inflater) codeLengths(n int) error {
+func (z *Decoder) codeLengths(n int) error {
 	for i := 0; i < n; {
 		if err := z.refill(); err != nil {
 			return err
@@ -281,7 +290,7 @@ func (z *inflater) codeLengths(n int) error {
 
 // block decodes symbols up to the end of a block, as long as there is much
 // room for output in a loop that looks at bounds once a turn.
-func (z *inflater) block(out []byte, at int) (int, error) {
+func (z *Decoder) block(out []byte, at int) (int, error) {
 	in, end := z.in, z.end
 	buf, count, pos := z.buf, z.count, z.pos
 	for at+fastOutput <= len(out) {
@@ -387,7 +396,7 @@ func (z *inflater) block(out []byte, at int) (int, error) {
 }
 
 // blockEnd decodes symbols up to the end of a block with all bounds looked at.
-func (z *inflater) blockEnd(out []byte, at int) (int, error) {
+func (z *Decoder) blockEnd(out []byte, at int) (int, error) {
 	for {
 		if err := z.refill(); err != nil {
 			return at, err
@@ -425,7 +434,7 @@ func (z *inflater) blockEnd(out []byte, at int) (int, error) {
 
 // symbol takes a code with its extra bits and returns its entry, the extra bits
 // added to the base of a length or a distance.
-func (z *inflater) symbol(table []uint32, tableBits uint) uint32 {
+func (z *Decoder) symbol(table []uint32, tableBits uint) uint32 {
 	entry := table[z.buf&(1<<tableBits-1)]
 	if entry&flagLiteral == 0 && entry&flagOther != 0 && entry&flagTable != 0 {
 		z.take(uint(entry & 63))

@@ -1,4 +1,4 @@
-package image
+package inflate
 
 import (
 	"bytes"
@@ -11,13 +11,13 @@ import (
 
 func inflated(data []byte, n int) ([]byte, error) {
 	out := bytes.Repeat([]byte{0xaa}, n+8)
-	in := make([]byte, len(data)+inflatePadding)
+	in := make([]byte, len(data)+Padding)
 	copy(in, data)
 	// Padding is whatever was in the buffer before.
 	for i := len(data); i < len(in); i++ {
 		in[i] = 0x5a
 	}
-	err := new(inflater).inflate(out[:n:n], in, len(data))
+	err := new(Decoder).Decode(out[:n:n], in, len(data))
 	if !bytes.Equal(out[n:], bytes.Repeat([]byte{0xaa}, 8)) {
 		panic("wrote behind the end")
 	}
@@ -118,12 +118,12 @@ func FuzzInflate(f *testing.F) {
 
 func BenchmarkInflate(b *testing.B) {
 	packed := deflated(b, contents()["text"][:65536], 6)
-	in := append(packed, make([]byte, inflatePadding)...)
+	in := append(packed, make([]byte, Padding)...)
 	out := make([]byte, 65536)
-	z := new(inflater)
+	z := new(Decoder)
 	b.SetBytes(65536)
 	for b.Loop() {
-		if err := z.inflate(out, in, len(packed)); err != nil {
+		if err := z.Decode(out, in, len(packed)); err != nil {
 			b.Fatal(err)
 		}
 	}
