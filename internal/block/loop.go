@@ -220,3 +220,12 @@ func isBacking(id identity, loop, dir string) bool {
 	}
 	return info.Rdevice == id.dev
 }
+
+// Sync returns when all that was written to the device is stored in what is
+// behind it, which has to be synced too.
+func (l *Loop) Sync() error {
+	if err := unix.Fsync(int(l.file.Fd())); err != nil {
+		return fmt.Errorf("cannot store what was written to %s: %w", l.path, err)
+	}
+	return nil
+}

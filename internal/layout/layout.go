@@ -3,10 +3,11 @@
 // grows with it: the last one, or one behind which partitions may be moved to
 // the disk's end. It plans only: the bytes to write, in order. Everything the
 // table holds besides (GUIDs, names, attributes, types, boot code, disk
-// signature, the place, size and order of the entries) stays byte for byte.
+// signature, the place, size and order of the entries) stays byte for byte. It
+// also lays a new disk out, and plans a table for it.
 //
-// Left out: making a table, adding, removing or shrinking partitions, moving
-// their content, BSD disklabels and other tables inside a partition, and MBR
+// Left out: adding, removing or shrinking partitions, moving their content, new
+// tables that count in sectors of 4096 bytes, BSD disklabels and other tables inside a partition, and MBR
 // tables that count in sectors of 4096 bytes. The last have nothing that tells
 // them from others: they are read as if they counted in 512 bytes, and the
 // partitions then seem to hold nothing known.

@@ -292,7 +292,7 @@ func (c *creation) makeOther(ctx context.Context, d *otherDisk) (err error) {
 		return classify(Disk, err)
 	}
 	defer func() { err = errors.Join(err, loop.Detach()) }()
-	if d.info, err = filesystem.Make(ctx, loop.Path(), d.kind()); err != nil {
+	if d.info, err = filesystem.Make(ctx, loop.Path(), d.kind(), filesystem.Options{}); err != nil {
 		return err
 	}
 	slog.Info("prepared the disk", "disk", d.index, "as", d.info.Kind, "size", d.dev.Size(), "by", d.by)

@@ -17,7 +17,7 @@ var kinds = []struct {
 	others    []string // more endings that tell the type of IMAGE_FILE and of a URL
 }{
 	{"dump", []string{"-root.dump"}, []string{".dump"}},
-	{"tarball", []string{".tar.gz"}, []string{".tgz", ".tar", ".tar.xz", ".txz", ".tar.zst", ".tar.bz2", ".tar.lz4"}},
+	{"tarball", compressed(".tar"), []string{".tgz", ".txz", ".tbz2"}},
 	{"qcow2", []string{".qcow2"}, nil},
 	{"qemu", compressed(".img"), nil},
 	{"raw", compressed(".raw"), nil},
@@ -32,7 +32,7 @@ func compressed(ending string) []string {
 	return endings
 }
 
-// compressions are the endings of compressed raw images.
+// compressions are the endings of compressed images.
 var compressions = []string{".gz", ".xz", ".zst", ".bz2", ".lz4"}
 
 // architectures lists what image names call a machine, by its name in uname(2).

@@ -36,6 +36,15 @@ func (st *store) remote(ctx context.Context) (Found, error) {
 	if err != nil {
 		return Found{}, err
 	}
+	found, err := st.fetch(ctx, src)
+	if err != nil {
+		return Found{}, err
+	}
+	return st.fetchBoot(ctx, src, found)
+}
+
+// fetch finds what a source has, in CACHE_DIR or at the server.
+func (st *store) fetch(ctx context.Context, src source) (Found, error) {
 	if !st.settings.ImageVerify {
 		return st.unverified(ctx, src)
 	}

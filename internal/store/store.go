@@ -33,6 +33,7 @@ import (
 // Found is the image of an instance.
 type Found struct {
 	Path string // a regular file, or a link to one
+	Boot string // the dump of /boot beside one of the root file system; "" where there is none
 	Type string // "dump", "tarball", "qcow2", "qemu" (told by its content) or "raw"
 	Told bool   // IMAGE_TYPE says so; else it is what the name suggests
 	Sum  string // the checksum it agrees with, as in "sha256:0a1b..."; "" for one that was not compared
@@ -108,7 +109,7 @@ func (st *store) file() (Found, error) {
 	if isAuto(imageType) {
 		imageType, _ = typeOf(filepath.Base(s.ImageFile))
 	}
-	return st.found(s.ImageFile, imageType, digest{}), nil
+	return st.withBoot(st.found(s.ImageFile, imageType, digest{}))
 }
 
 // local looks for the names in IMAGE_DIR.
@@ -124,7 +125,7 @@ func (st *store) local() (Found, error) {
 			return Found{}, fmt.Errorf("cannot use the image %s: %w", st.settings.ImageName, err)
 		}
 		if there {
-			return st.found(path, name.imageType, digest{}), nil
+			return st.withBoot(st.found(path, name.imageType, digest{}))
 		}
 	}
 	return Found{}, st.notLocal()

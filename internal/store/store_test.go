@@ -103,7 +103,7 @@ func TestLocalRefused(t *testing.T) {
 	}{
 		{"no name", settings.Settings{}, []string{"-O image_name=", "/etc/default/ganeti-instance-image"}},
 		{"no such image", settings.Settings{ImageName: "nosuch"},
-			[]string{dir, "nosuch, nosuch-x86_64, nosuch-amd64 with the ending -root.dump, .tar.gz, .qcow2, .img[.gz|.xz|.zst|.bz2|.lz4], .raw[.gz|.xz|.zst|.bz2|.lz4]", "put the image there"}},
+			[]string{dir, "nosuch, nosuch-x86_64, nosuch-amd64 with the ending -root.dump, .tar[.gz|.xz|.zst|.bz2|.lz4], .qcow2, .img[.gz|.xz|.zst|.bz2|.lz4], .raw[.gz|.xz|.zst|.bz2|.lz4]", "put the image there"}},
 		{"one name", settings.Settings{ImageName: "nosuch", Arch: "x86", ImageType: "raw"}, []string{"looked for nosuch-x86.raw[.gz|.xz|.zst|.bz2|.lz4];"}},
 		{"dangling", settings.Settings{ImageName: "dangling"}, []string{"dangling.raw", "does not exist"}},
 		{"folder", settings.Settings{ImageName: "folder"}, []string{"folder.raw", "not a regular file"}},
