@@ -10,11 +10,10 @@ import (
 	"fmt"
 	"net/netip"
 
-	"go.yaml.in/yaml/v3"
-
 	"ganeti-instance-image/internal/guest"
 	"ganeti-instance-image/internal/network"
 	"ganeti-instance-image/internal/osapi"
+	"ganeti-instance-image/internal/render"
 	"ganeti-instance-image/internal/settings"
 )
 
@@ -47,9 +46,9 @@ func Files(s *settings.Settings, inst osapi.Instance, nics []network.NIC, facts 
 	if err != nil {
 		return nil, err
 	}
-	netconf, err := encode("", networkConfig(nics, facts.CloudInit))
+	netconf, err := render.NetworkConfig(nics, facts.CloudInit)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cannot write the cloud-init seed: %w", err)
 	}
 	user := facts.UserData
 	if len(bytes.TrimSpace(user)) == 0 {
@@ -67,33 +66,15 @@ func Files(s *settings.Settings, inst osapi.Instance, nics []network.NIC, facts 
 }
 
 func encode(header string, v any) ([]byte, error) {
-	out := bytes.NewBufferString(header)
-	e := yaml.NewEncoder(out)
-	e.SetIndent(2)
-	if err := e.Encode(v); err != nil {
+	text, err := render.EncodeYAML(header, v)
+	if err != nil {
 		return nil, fmt.Errorf("cannot write the cloud-init seed: %w", err)
 	}
-	return out.Bytes(), nil
+	return text, nil
 }
 
-// quoted is a string that is always written in quotes: to a reader of YAML 1.1
-// 11:22:33:44:55:10 is a number, and "no" is not a word.
-type quoted string
-
-// MarshalYAML makes the encoder quote the string.
-func (q quoted) MarshalYAML() (any, error) {
-	return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Style: yaml.DoubleQuotedStyle, Value: string(q)}, nil
-}
-
-func quoteAll[T any](list []T, text func(T) string) []quoted {
-	var out []quoted
-	for _, v := range list {
-		out = append(out, quoted(text(v)))
-	}
-	return out
-}
-
-func same(text string) string { return text }
+// quoted is a string that is always written in quotes.
+type quoted = render.Quoted
 
 type metaData struct {
 	InstanceID quoted `yaml:"instance-id"`
@@ -131,7 +112,7 @@ func vendorConfig(s *settings.Settings, bash bool) vendorData {
 		DisableRoot:      yesNo(s.Cinit.DisableRoot),
 		ManageResolvConf: yesNo(s.Cinit.ManageResolvConf),
 	}
-	keys := quoteAll(s.Cinit.SSHKeys, same)
+	keys := render.QuoteAll(s.Cinit.SSHKeys, render.Same)
 	if s.Cinit.User != "" {
 		u := user{Name: quoted(s.Cinit.User), Sudo: "ALL=(ALL) NOPASSWD:ALL", LockPassword: true, SSHAuthorizedKeys: keys}
 		if bash {
@@ -143,8 +124,8 @@ func vendorConfig(s *settings.Settings, bash bool) vendorData {
 	}
 	if v.ManageResolvConf != nil && *v.ManageResolvConf && len(s.DNSServers)+len(s.DNSSearch) > 0 {
 		v.ResolvConf = &resolvConf{
-			Nameservers:   quoteAll(s.DNSServers, netip.Addr.String),
-			SearchDomains: quoteAll(s.DNSSearch, same),
+			Nameservers:   render.QuoteAll(s.DNSServers, netip.Addr.String),
+			SearchDomains: render.QuoteAll(s.DNSSearch, render.Same),
 		}
 	}
 	v.any = len(v.Users) > 0 || len(keys) > 0 || v.SSHPasswordAuth != nil || v.DisableRoot != nil || v.ManageResolvConf != nil

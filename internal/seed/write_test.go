@@ -44,7 +44,7 @@ func image(t *testing.T, files map[string]string) (*guest.Root, string) {
 
 func seedFiles(t *testing.T) []File {
 	t.Helper()
-	files, err := Files(&settings.Settings{Cinit: settings.Cinit{User: "op"}}, instance, networks["static"], Facts{UserData: []byte("#cloud-config\npassword: secret\n")})
+	files, err := Files(&settings.Settings{Cinit: settings.Cinit{User: "op"}}, instance, static, Facts{UserData: []byte("#cloud-config\npassword: secret\n")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package seed
+package render
 
 import (
 	"fmt"
@@ -11,26 +11,27 @@ import (
 // netConfig is a network-config of version 2, which is netplan's format.
 type netConfig struct {
 	Version   int                 `yaml:"version"`
+	Renderer  string              `yaml:"renderer,omitempty"` // netplan's alone
 	Ethernets map[string]ethernet `yaml:"ethernets"`
 }
 
 type ethernet struct {
 	Match          match        `yaml:"match"`
-	SetName        quoted       `yaml:"set-name,omitempty"`
+	SetName        Quoted       `yaml:"set-name,omitempty"`
 	DHCP4          bool         `yaml:"dhcp4,omitempty"`
 	DHCP4Overrides *overrides   `yaml:"dhcp4-overrides,omitempty"`
 	DHCP6          bool         `yaml:"dhcp6,omitempty"`
 	DHCP6Overrides *overrides   `yaml:"dhcp6-overrides,omitempty"`
 	AcceptRA       *bool        `yaml:"accept-ra,omitempty"`
-	Addresses      []quoted     `yaml:"addresses,omitempty"`
-	Gateway4       quoted       `yaml:"gateway4,omitempty"`
-	Gateway6       quoted       `yaml:"gateway6,omitempty"`
+	Addresses      []Quoted     `yaml:"addresses,omitempty"`
+	Gateway4       Quoted       `yaml:"gateway4,omitempty"`
+	Gateway6       Quoted       `yaml:"gateway6,omitempty"`
 	Routes         []route      `yaml:"routes,omitempty"`
 	Nameservers    *nameservers `yaml:"nameservers,omitempty"`
 }
 
 type match struct {
-	MAC quoted `yaml:"macaddress"` // lower case, as cloud-init compares it
+	MAC Quoted `yaml:"macaddress"` // lower case, as cloud-init compares it
 }
 
 type overrides struct {
@@ -38,14 +39,22 @@ type overrides struct {
 }
 
 type route struct {
-	To     quoted `yaml:"to"` // never "default", which netplan knows since 2021 only
-	Via    quoted `yaml:"via"`
+	To     Quoted `yaml:"to"` // never "default", which netplan knows since 2021 only
+	Via    Quoted `yaml:"via"`
 	OnLink bool   `yaml:"on-link,omitempty"`
 }
 
 type nameservers struct {
-	Addresses []quoted `yaml:"addresses,omitempty"`
-	Search    []quoted `yaml:"search,omitempty"`
+	Addresses []Quoted `yaml:"addresses,omitempty"`
+	Search    []Quoted `yaml:"search,omitempty"`
+}
+
+// NetworkConfig makes the network-config of a NoCloud seed, of version 2, in the
+// words that the guest's cloud-init and what it writes for understand; the zero
+// CloudInit is a current one that writes for netplan. An error is one of the
+// YAML encoder.
+func NetworkConfig(nics []network.NIC, guest guest.CloudInit) ([]byte, error) {
+	return EncodeYAML("", networkConfig(nics, guest))
 }
 
 func networkConfig(nics []network.NIC, guest guest.CloudInit) netConfig {
@@ -58,13 +67,13 @@ func networkConfig(nics []network.NIC, guest guest.CloudInit) netConfig {
 
 func describe(nic network.NIC, guest guest.CloudInit) ethernet {
 	e := ethernet{
-		Match:     match{MAC: quoted(nic.MAC.String())},
+		Match:     match{MAC: Quoted(nic.MAC.String())},
 		DHCP4:     nic.DHCP4,
 		DHCP6:     nic.DHCP6 && guest.Renderer != "eni",
-		Addresses: quoteAll(nic.Addresses, netip.Prefix.String),
+		Addresses: QuoteAll(nic.Addresses, netip.Prefix.String),
 	}
 	if needsName(guest) {
-		e.SetName = quoted(fmt.Sprintf("eth%d", nic.Index))
+		e.SetName = Quoted(fmt.Sprintf("eth%d", nic.Index))
 	}
 	if nic.NoRA {
 		e.AcceptRA = new(false)
@@ -77,8 +86,8 @@ func describe(nic network.NIC, guest guest.CloudInit) ethernet {
 	}
 	if len(nic.DNS)+len(nic.Search) > 0 {
 		e.Nameservers = &nameservers{
-			Addresses: quoteAll(nic.DNS, netip.Addr.String),
-			Search:    quoteAll(nic.Search, same),
+			Addresses: QuoteAll(nic.DNS, netip.Addr.String),
+			Search:    QuoteAll(nic.Search, Same),
 		}
 	}
 	if losesRoutes(nic, guest) {
@@ -119,15 +128,15 @@ func losesRoutes(nic network.NIC, guest guest.CloudInit) bool {
 func (e *ethernet) setGateways(routes []network.Route) {
 	for _, r := range routes {
 		if r.Via.Is4() {
-			e.Gateway4 = quoted(r.Via.String())
+			e.Gateway4 = Quoted(r.Via.String())
 		} else {
-			e.Gateway6 = quoted(r.Via.String())
+			e.Gateway6 = Quoted(r.Via.String())
 		}
 	}
 }
 
 func (e *ethernet) setRoutes(routes []network.Route) {
 	for _, r := range routes {
-		e.Routes = append(e.Routes, route{To: quoted(r.To.String()), Via: quoted(r.Via.String()), OnLink: r.OnLink})
+		e.Routes = append(e.Routes, route{To: Quoted(r.To.String()), Via: Quoted(r.Via.String()), OnLink: r.OnLink})
 	}
 }
