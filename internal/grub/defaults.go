@@ -1,0 +1,164 @@
+package grub
+
+import (
+	"fmt"
+	"strings"
+)
+
+// shellValue is the value of a variable in a file of shell assignments.
+type shellValue struct {
+	start, end int  // the value with its quotes
+	quote      byte // 0 for none
+	text       string
+}
+
+// findShell finds the last assignment to a variable in a shell file, and says
+// whether it could be read: one pieced together from several quotes is not.
+func findShell(text, name string) (v shellValue, found, readable bool) {
+	for _, l := range lines(text) {
+		rest, assigned := strings.CutPrefix(strings.TrimPrefix(strings.TrimLeft(l.text, " \t"), "export "), name+"=")
+		if assigned && l.start >= v.end {
+			v, readable = readShell(text, l.end-len(rest))
+			found = true
+		}
+	}
+	return v, found, readable
+}
+
+// readShell reads the value that begins at a place.
+func readShell(text string, start int) (shellValue, bool) {
+	v := shellValue{start: start, end: start}
+	if start < len(text) && (text[start] == '"' || text[start] == '\'') {
+		v.quote = text[start]
+		v.end++
+	}
+	for ; v.end < len(text); v.end++ {
+		c := text[v.end]
+		switch {
+		case v.quote == 0 && strings.IndexByte(" \t\r\n;#", c) >= 0:
+			v.text = text[start:v.end]
+			return v, !strings.ContainsAny(v.text, `"'\`)
+		case v.quote != 0 && c == v.quote:
+			v.text = text[start+1 : v.end]
+			v.end++
+			return v, v.end == len(text) || strings.IndexByte(" \t\r\n;", text[v.end]) >= 0
+		case c == '\\' && v.quote == '"':
+			v.end++
+		}
+	}
+	v.end, v.text = len(text), text[start:]
+	return v, v.quote == 0 && !strings.ContainsAny(v.text, `"'\`)
+}
+
+// mendVariable mends the command line in a shell variable. Where there is none
+// it is added, unless nothing is to be added.
+func (f *facts) mendVariable(text, name string, s scope) string {
+	v, found, readable := findShell(text, name)
+	if !found && !s.only {
+		if args := f.mendText("", s); args != "" {
+			text = addLine(text, name+`="`+escapeDouble(args)+`"`)
+		}
+	}
+	if !readable {
+		return text
+	}
+	write := plainly
+	begin, end := v.start, v.end
+	if v.quote != 0 {
+		begin, end = begin+1, end-1
+	}
+	if v.quote != '\'' {
+		write = escapeDouble
+	}
+	args := splitArgs(v.text, 0)
+	if v.quote == '"' { // the kernel's quotes are escaped
+		args = splitEscaped(v.text)
+	}
+	edits := f.argEdits(args, s, 0, false, write)
+	mended := applyEdits(v.text, edits)
+	if mended == v.text {
+		return text
+	}
+	if v.quote == 0 {
+		mended = `"` + mended + `"`
+	}
+	return text[:begin] + mended + text[end:]
+}
+
+// splitEscaped cuts a command line in which a shell's double quotes stand around
+// everything.
+func splitEscaped(text string) []arg {
+	// A placeholder as long as the escape keeps the places right.
+	args := splitArgs(strings.ReplaceAll(text, `\"`, "\x00\""), 0)
+	for i := range args {
+		args[i].text = strings.ReplaceAll(args[i].text, "\x00", "")
+		args[i].fixed = args[i].fixed || strings.ContainsAny(args[i].text, "\\`")
+	}
+	return args
+}
+
+// setShell gives a variable a value that needs no escapes.
+func setShell(text, name, value string) string {
+	v, found, readable := findShell(text, name)
+	switch {
+	case readable && v.text == value || found && !readable:
+		return text
+	case found:
+		return text[:v.start] + `"` + value + `"` + text[v.end:]
+	}
+	return addLine(text, name+`="`+value+`"`)
+}
+
+func addLine(text, line string) string {
+	if text != "" && !strings.HasSuffix(text, "\n") {
+		text += "\n"
+	}
+	return text + line + "\n"
+}
+
+// mendDefaults mends /etc/default/grub where it is the only file that
+// grub-mkconfig reads.
+func (f *facts) mendDefaults(text string) string {
+	text = f.mendVariable(text, "GRUB_CMDLINE_LINUX_DEFAULT", scope{partial: true, only: true})
+	text = f.mendVariable(text, "GRUB_CMDLINE_LINUX", scope{partial: true})
+	if _, ok := f.serial.unit(); ok {
+		if v, _, _ := findShell(text, "GRUB_TERMINAL"); !strings.Contains(v.text, "serial") {
+			text = setShell(text, "GRUB_TERMINAL", "console serial")
+		}
+		text = setShell(text, "GRUB_SERIAL_COMMAND", f.serialCommand())
+	}
+	return text
+}
+
+// correctDefaults corrects what files of the Debian family say, which reads
+// those in /etc/default/grub.d afterwards: what is added goes there.
+func (f *facts) correctDefaults(text string) string {
+	for _, name := range []string{"GRUB_CMDLINE_LINUX_DEFAULT", "GRUB_CMDLINE_LINUX"} {
+		text = f.mendVariable(text, name, scope{partial: true, only: true})
+	}
+	// Ubuntu's images boot without an initial RAM disk first.
+	if v, _, ok := findShell(text, "GRUB_FORCE_PARTUUID"); ok && v.text != "" && f.root.PartUUID != "" {
+		text = setShell(text, "GRUB_FORCE_PARTUUID", f.root.PartUUID)
+	}
+	return text
+}
+
+func (f *facts) serialCommand() string {
+	unit, _ := f.serial.unit()
+	return fmt.Sprintf("serial --unit=%d --speed=%d", unit, f.serial.Speed)
+}
+
+// newDropIn is a file for /etc/default/grub.d; "" where there is nothing to say.
+func (f *facts) newDropIn() string {
+	text := ""
+	if args := f.mendText("", scope{partial: true}); args != "" {
+		text += `GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX ` + escapeDouble(args) + "\"\n"
+	}
+	if _, ok := f.serial.unit(); ok {
+		text += "GRUB_TERMINAL=\"console serial\"\nGRUB_SERIAL_COMMAND=\"" + f.serialCommand() + "\"\n"
+	}
+	if text == "" {
+		return ""
+	}
+	return "# Written when this system was deployed: the site's kernel arguments and console.\n" + text
+}

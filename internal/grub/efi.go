@@ -1,0 +1,355 @@
+package grub
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"ganeti-instance-image/internal/filesystem"
+	"ganeti-instance-image/internal/guest"
+	"ganeti-instance-image/internal/layout"
+	"ganeti-instance-image/internal/run"
+)
+
+// installEFI writes the ESP: what was on the guest's own, a loader where
+// firmware looks that knows nothing of this disk, and beside it what tells GRUB
+// which file system /boot is on.
+func installEFI(ctx context.Context, t Target, l Loaders) ([]string, error) {
+	esp, found := findESP(t.Table)
+	switch {
+	case !found && !l.EFI:
+		return nil, unfit("")
+	case !found:
+		return nil, unfit("the guest has a loader for UEFI (" + l.EFIName + "), but the disk has no EFI system partition")
+	case !l.EFI:
+		return nil, unfit("the disk has an EFI system partition, but the guest has no loader for UEFI (looked in " +
+			strings.Join(espDirs, ", ") + ", /usr/lib/grub, /usr/lib/shim, /usr/share/efi, /usr/lib/systemd/boot/efi)")
+	}
+	e, err := planESP(ctx, t, l)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.tree.write(ctx, t.Disk, esp); err != nil {
+		return nil, err
+	}
+	return e.finish(esp)
+}
+
+// efiInstall is one ESP in the making.
+type efiInstall struct {
+	Target
+	facts  *facts
+	loader efiLoader
+	tree   espTree
+}
+
+// planESP gathers what is to be on the ESP.
+func planESP(ctx context.Context, t Target, l Loaders) (*efiInstall, error) {
+	f, err := gather(t)
+	if err != nil {
+		return nil, err
+	}
+	e := &efiInstall{Target: t, facts: f, loader: l.efi}
+	if dir := espDir(t.Root); dir != "" {
+		if err := e.tree.addGuest(t.Root, dir, "/"); err != nil {
+			return nil, err
+		}
+	}
+	if err := e.addLoader(ctx); err != nil {
+		return nil, err
+	}
+	return e, e.addStubs()
+}
+
+// finish copies the modules that fit the loader, and says what was done.
+func (e *efiInstall) finish(esp layout.Partition) ([]string, error) {
+	lines := []string{fmt.Sprintf("installed for UEFI on partition %d: %s; %d files in all", esp.Number, e.loader.name, len(e.tree.files))}
+	if e.tree.skipped > 0 {
+		lines = append(lines, fmt.Sprintf("not copied from %s to the EFI system partition: links, special files and what has an unusual name, %d in all",
+			espDir(e.Root), e.tree.skipped))
+	}
+	dir := efiModules(e.Root, e.loader.arch)
+	if dir == "" || e.loader.systemd {
+		return lines, nil
+	}
+	copied, err := copyModules(moduleDir{root: e.Root, path: dir}, e.Root, grubDirectory(e.Root)+"/"+e.loader.arch.platform)
+	return append(lines, copied...), err
+}
+
+// addLoader adds what firmware starts, unless the guest's own ESP has it.
+func (e *efiInstall) addLoader(ctx context.Context) error {
+	replace := false
+	if missing, stale := e.staleUUID(); stale {
+		l, ok := packaged(e.Root, e.loader.arch)
+		if !ok {
+			l, ok = modulesOnly(e.Root, e.loader.arch)
+		}
+		if !ok {
+			return unfit(fmt.Sprintf("%s looks for the file system %s, which is not on this disk, and the guest has no other", e.loader.name, missing))
+		}
+		l.arch, e.loader, replace = e.loader.arch, l, true
+	}
+	if e.loader.systemd && !e.systemdReads() {
+		return unfit("the guest has systemd-boot, which reads only FAT: there is no kernel on its EFI system partition")
+	}
+	if e.loader.modules != "" {
+		image, err := e.makeImage(ctx)
+		if err != nil {
+			return err
+		}
+		e.tree.addData("/EFI/BOOT/"+e.loader.arch.boot, image)
+	}
+	for _, f := range e.loader.files {
+		if err := e.tree.addFile(e.Root, f.from, "/EFI/BOOT/"+f.name, replace); err != nil {
+			return err
+		}
+	}
+	if e.loader.systemd {
+		f := e.loader.files[0]
+		return e.tree.addFile(e.Root, f.from, "/EFI/systemd/systemd-boot"+e.loader.arch.suffix+".efi", false)
+	}
+	return nil
+}
+
+// systemdReads tells whether there is anything for systemd-boot to start.
+func (e *efiInstall) systemdReads() bool {
+	for _, f := range e.tree.files {
+		dir := strings.ToLower(path.Dir(f.path))
+		if dir == "/loader/entries" || dir == "/efi/linux" {
+			return true
+		}
+	}
+	return e.boot().Kind == filesystem.VFAT
+}
+
+// embeddedUUID is the file system that a GRUB made by grub-install looks for,
+// in the configuration that is inside it.
+var embeddedUUID = regexp.MustCompile(`(?:search\.fs_uuid|--fs-uuid(?: --?[a-z=-]+)*) +([0-9A-Fa-f-]{4,36})`)
+
+// staleUUID tells whether the GRUB that firmware starts looks for a file system
+// that the disk does not have.
+func (e *efiInstall) staleUUID() (uuid string, stale bool) {
+	i := e.tree.index("/EFI/BOOT/" + e.loader.arch.boot)
+	if i < 0 {
+		return "", false
+	}
+	image, err := e.tree.files[i].read()
+	if err != nil {
+		return "", false
+	}
+	found := embeddedUUID.FindStringSubmatch(grubObjects(image).config)
+	if found == nil || strings.EqualFold(found[1], e.boot().UUID) {
+		return "", false
+	}
+	return found[1], true
+}
+
+// stubUUID is how a file system may be named in a grub.cfg.
+var stubUUID = regexp.MustCompile(`^[0-9A-Fa-f-]{4,36}$`)
+
+// addStubs has each GRUB on the ESP find the configuration in /boot: GRUB reads
+// grub.cfg in the directory that it was built for, or else in its own.
+func (e *efiInstall) addStubs() error {
+	dirs, err := e.stubDirs()
+	if err != nil || len(dirs) == 0 {
+		return err
+	}
+	config := grubDirectory(e.Root)
+	if !e.Root.Exists(config + "/grub.cfg") {
+		if e.hasConfig(dirs) {
+			return nil // all of it is on the ESP, as it was with RHEL 8
+		}
+		return unfit("the guest has no " + config + "/grub.cfg")
+	}
+	uuid := e.boot().UUID
+	if !stubUUID.MatchString(uuid) {
+		return fmt.Errorf("the file system with /boot has the UUID %q, by which GRUB cannot find it", uuid)
+	}
+	stub := fmt.Sprintf("search.fs_uuid %s root\nset prefix=($root)'%s'\nconfigfile $prefix/grub.cfg\n", uuid, e.facts.onBoot(config))
+	for _, dir := range dirs {
+		e.tree.addData(dir+"/grub.cfg", []byte(stub))
+	}
+	return detachEnvironment(e.Root, config+"/grubenv")
+}
+
+func (e *efiInstall) hasConfig(dirs []string) bool {
+	for _, dir := range dirs {
+		if e.tree.index(dir+"/grub.cfg") >= 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// stubDirs are the directories in which a GRUB on the ESP looks for grub.cfg.
+func (e *efiInstall) stubDirs() ([]string, error) {
+	var dirs []string
+	add := func(dir string) {
+		for _, d := range dirs {
+			if strings.EqualFold(d, dir) {
+				return
+			}
+		}
+		dirs = append(dirs, dir)
+	}
+	for _, f := range e.tree.files {
+		if !strings.EqualFold(path.Ext(f.path), ".efi") {
+			continue
+		}
+		image, err := f.read()
+		if err != nil {
+			return nil, err
+		}
+		objects := grubObjects(image)
+		if !objects.found {
+			continue
+		}
+		add(path.Dir(f.path))
+		if espPath(objects.prefix) {
+			add(objects.prefix)
+		}
+	}
+	return dirs, nil
+}
+
+// detachEnvironment makes GRUB's environment a file of its own where it is a
+// link to the ESP (RHEL 8): GRUB, which now begins in /boot, follows no link to
+// another file system.
+func detachEnvironment(root *guest.Root, name string) error {
+	if _, err := root.Readlink(name); err != nil {
+		return nil // it is none
+	}
+	content, err := root.ReadFile(name, textLimit)
+	if err != nil {
+		return nil // it leads nowhere, and GRUB goes without
+	}
+	if err := root.Remove(name); err != nil {
+		return err
+	}
+	return root.WriteFile(name, content, 0o600)
+}
+
+// objects is what a GRUB for UEFI carries besides its modules.
+type objects struct {
+	found          bool
+	prefix, config string
+}
+
+const moduleConfig = 2 // the type of an embedded configuration
+
+// grubObjects reads the prefix and the configuration inside of a GRUB for a
+// machine of 64 bits (struct grub_module_info64). In other programs it finds
+// nothing.
+func grubObjects(image []byte) objects {
+	const infoSize = 24
+	for from := 0; ; {
+		i := bytes.Index(image[from:], []byte(moduleMagic))
+		if i < 0 || len(image)-from-i < infoSize {
+			return objects{}
+		}
+		info := image[from+i:]
+		offset, length := le.Uint64(info[8:]), le.Uint64(info[16:])
+		if offset == infoSize && length > offset && length <= uint64(len(info)) {
+			if o := walkObjects(info[offset:length]); o.found {
+				return o
+			}
+		}
+		from += i + len(moduleMagic)
+	}
+}
+
+func walkObjects(rest []byte) (o objects) {
+	for len(rest) >= 8 {
+		kind, length := le.Uint32(rest), le.Uint32(rest[4:])
+		if length < 8 || uint64(length) > uint64(len(rest)) {
+			return objects{}
+		}
+		content := rest[8:min(length, 64<<10)]
+		switch kind {
+		case modulePrefix:
+			o.found, o.prefix = true, unix.ByteSliceToString(content)
+		case moduleConfig:
+			o.config = unix.ByteSliceToString(content)
+		}
+		rest = rest[length:]
+	}
+	return o
+}
+
+// efiImageModules are enough to find /boot and read its grub.cfg, which loads
+// the rest from /boot.
+var efiImageModules = []string{"part_gpt", "part_msdos", "fat", "ext2", "xfs", "btrfs", "search", "search_fs_uuid",
+	"search_fs_file", "search_label", "normal", "configfile", "linux", "boot", "echo", "test", "minicmd", "serial", "terminal"}
+
+// makeImage makes GRUB for UEFI of the guest's modules, with this node's
+// grub-mkimage. It is a program for any firmware, without a signature.
+func (e *efiInstall) makeImage(ctx context.Context) ([]byte, error) {
+	tool, err := mkimage()
+	if err != nil {
+		return nil, unfit("the guest has only GRUB's modules for UEFI, and this node has no grub-mkimage to make a loader of them: install grub-common or grub2-tools")
+	}
+	work, err := os.MkdirTemp("", "grub-efi-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(work)
+	from := moduleDir{root: e.Root, path: e.loader.modules}
+	modules, err := from.export(work, append(slices.Clone(efiImageModules), grubModule(e.boot().Kind)))
+	if err != nil {
+		return nil, err
+	}
+	argv := append([]string{tool, "-d", work, "-O", e.loader.arch.platform, "-p", "/EFI/BOOT", "-o", work + "/image"}, modules...)
+	if _, err := (run.Cmd{What: "make GRUB for UEFI", Argv: argv}).Run(ctx); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(work + "/image")
+}
+
+func mkimage() (string, error) {
+	var failed error
+	for _, name := range []string{"grub-mkimage", "grub2-mkimage"} {
+		if _, err := run.Find(name); err == nil {
+			return name, nil
+		} else {
+			failed = errors.Join(failed, err)
+		}
+	}
+	return "", failed
+}
+
+// export copies what grub-mkimage reads to a directory of the node, and returns
+// which of the modules there are.
+func (d moduleDir) export(to string, modules []string) ([]string, error) {
+	var have []string
+	for _, module := range modules {
+		if !slices.Contains(have, module) && hasFiles(d.root, d.path, module+".mod") {
+			have = append(have, module)
+		}
+	}
+	needed, err := d.withNeeded(have)
+	if err != nil {
+		return nil, err
+	}
+	files := []string{"kernel.img", "moddep.lst"}
+	for _, module := range needed {
+		files = append(files, module+".mod")
+	}
+	for _, file := range files {
+		content, err := d.read(file)
+		if err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(to+"/"+file, content, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	return have, nil
+}

@@ -1,0 +1,399 @@
+package grub
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"ganeti-instance-image/internal/filesystem"
+	"ganeti-instance-image/internal/layout"
+	"ganeti-instance-image/internal/need"
+)
+
+// somewhere are the facts of a guest on an MBR disk with /boot on its own.
+func somewhere() *facts {
+	return &facts{
+		root: rootOn(3, filesystem.Ext4), boot: bootOn(1, filesystem.XFS), separate: true,
+		partmap: "part_msdos", rootPart: "msdos3", bootPart: "msdos1", plainRoot: true, plainBoot: true,
+		args: []string{"nokaslr"}, serial: com1, hypervisor: "kvm",
+		has: func(name string) bool { return strings.HasPrefix(name, "/boot/") && !strings.Contains(name, "gone") },
+	}
+}
+
+const tail = "nokaslr console=tty0 console=ttyS0,115200n8"
+
+func TestMendText(t *testing.T) {
+	inside := scope{initrd: true}
+	tests := []struct {
+		name, old, want string
+		scope           scope
+		change          func(f *facts)
+	}{
+		{"empty", "", "root=UUID=" + rootUUID + " " + tail, inside, nil},
+		{"stale", "root=UUID=0-0 ro", "root=UUID=" + rootUUID + " ro " + tail, inside, nil},
+		{"device", "root=/dev/sda1 ro", "root=UUID=" + rootUUID + " ro " + tail, inside, nil},
+		{"true UUID in capitals", "root=UUID=" + strings.ToUpper("11111111-2222-4333-8444-555555555555") + " ro " + tail, "root=UUID=11111111-2222-4333-8444-555555555555 ro " + tail, inside, nil},
+		{"true label", "root=LABEL=root " + tail, "root=LABEL=root " + tail, inside, nil},
+		{"true link", "root=/dev/disk/by-label/root " + tail, "root=/dev/disk/by-label/root " + tail, inside, nil},
+		{"true PARTUUID", "root=PARTUUID=" + rootPart + " " + tail, "root=PARTUUID=" + rootPart + " " + tail, inside, nil},
+		{"stale PARTUUID", "root=PARTUUID=x " + tail, "root=PARTUUID=" + rootPart + " " + tail, inside, nil},
+		{"twice", "root=/dev/a ro root=/dev/b", "root=UUID=" + rootUUID + " ro " + tail, inside, nil},
+		{"no initrd", "ro root=UUID=" + rootUUID, "ro root=PARTUUID=" + rootPart + " " + tail, scope{}, nil},
+		{"no initrd, no PARTUUID", "", "root=/dev/vda3 " + tail, scope{}, func(f *facts) { f.root.PartUUID = "" }},
+		{"no initrd, no PARTUUID, Xen", "root=LABEL=x", "root=/dev/xvda3 " + tail, scope{}, func(f *facts) { f.root.PartUUID, f.hypervisor = "", "xen-pvm" }},
+		{"no initrd, no PARTUUID, a device", "root=/dev/sda1", "root=/dev/sda1 " + tail, scope{}, func(f *facts) { f.root.PartUUID = "" }},
+		{"logical volume stays", "root=/dev/mapper/vg-root rd.lvm.lv=vg/root " + tail, "root=/dev/mapper/vg-root rd.lvm.lv=vg/root " + tail, inside, func(f *facts) { f.plainRoot = false }},
+		{"logical volume is gone", "rd.lvm.lv=vg/root root=/dev/mapper/vg-root rd.lvm.lv=vg/swap ro", "root=UUID=" + rootUUID + " ro " + tail, inside, nil},
+		{"all is dropped", "rd.lvm.lv=a rd.lvm.lv=b", tail, scope{partial: true}, nil},
+		{"resume stays", "resume=UUID=x " + tail, "resume=UUID=x " + tail, scope{partial: true}, nil},
+		{"subvolume is gone", "rootflags=subvol=@ ro " + tail, "ro " + tail, scope{partial: true}, nil},
+		{"flags beside it", "rootflags=noatime,subvol=@,subvolid=5 " + tail, "rootflags=noatime " + tail, scope{partial: true}, nil},
+		{"another subvolume", "root=LABEL=root rootflags=subvol=@x " + tail, "root=LABEL=root rootflags=subvol=@ " + tail, inside, func(f *facts) { f.subvol = "@" }},
+		{"the subvolume", "root=LABEL=root rootflags=subvol=/@ " + tail, "root=LABEL=root rootflags=subvol=/@ " + tail, inside, func(f *facts) { f.subvol = "@" }},
+		{"a new subvolume", "ro", "ro root=UUID=" + rootUUID + " rootflags=subvol=@ " + tail, inside, func(f *facts) { f.subvol = "@" }},
+		{"type", "rootfstype=xfs " + tail, "rootfstype=ext4 " + tail, scope{partial: true}, nil},
+		{"type of one family", "rootfstype=ext3 " + tail, "rootfstype=ext3 " + tail, scope{partial: true}, nil},
+		{"other speed", "nokaslr console=tty0 console=ttyS0,9600n8", tail, scope{partial: true}, nil},
+		{"serial not last", "nokaslr console=ttyS0,115200n8 console=tty0", "nokaslr console=tty0 console=ttyS0,115200n8", scope{partial: true}, nil},
+		{"serial without parity", "nokaslr console=tty0 console=ttyS0,115200", "nokaslr console=tty0 console=ttyS0,115200", scope{partial: true}, nil},
+		{"serial twice", "nokaslr console=ttyS0 console=tty1 console=ttyS0,115200n8", "nokaslr console=tty1 console=ttyS0,115200n8", scope{partial: true}, nil},
+		{"another port", "nokaslr console=tty0 console=ttyS1,9600", "nokaslr console=tty0 console=ttyS1,9600 console=ttyS0,115200n8", scope{partial: true}, nil},
+		{"ttyS01 is not ours", "nokaslr console=tty0 console=ttyS01 console=ttyS0,115200n8", "nokaslr console=tty0 console=ttyS01 console=ttyS0,115200n8", scope{partial: true}, nil},
+		{"the site has its own", "ro", "ro console=ttyS0,9600", scope{partial: true}, func(f *facts) { f.args = []string{"console=ttyS0,9600"} }},
+		{"no serial console", "ro console=ttyS0,9600", "ro console=ttyS0,9600 nokaslr", scope{partial: true}, func(f *facts) { f.serial = Serial{} }},
+		{"quotes", `a="b c" root=x`, `a="b c" root=UUID=` + rootUUID + " " + tail, inside, nil},
+		{"quoted the other way", `nokaslr "a=b c" console=tty0 console=ttyS0,115200n8`, `nokaslr "a=b c" console=tty0 console=ttyS0,115200n8`, scope{partial: true}, func(f *facts) { f.args = []string{`a="b c"`} }},
+		{"blanks stay", "  ro   quiet \t", "  ro   quiet " + tail + " \t", scope{partial: true}, nil},
+		{"corrected only", "quiet", "quiet", scope{partial: true, only: true}, nil},
+		{"kernelopts", "$kernelopts quiet", "$kernelopts quiet", inside, nil},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			f := somewhere()
+			if test.change != nil {
+				test.change(f)
+			}
+			got := f.mendText(test.old, test.scope)
+			if got != test.want {
+				t.Errorf("%q becomes\n%q, want\n%q", test.old, got, test.want)
+			}
+			if again := f.mendText(got, test.scope); again != got {
+				t.Errorf("and then %q", again)
+			}
+		})
+	}
+}
+
+func TestMendCfg(t *testing.T) {
+	const search = "search --no-floppy --fs-uuid --set=root " + bootUUID + "\n"
+	tests := []struct{ name, old, want string }{
+		{"no commands", "# set root='hd1,1'\n", "# set root='hd1,1'\n"},
+		{"nothing but a search", "search -u 0\n", "insmod part_msdos\ninsmod xfs\nsearch -u " + bootUUID + "\n"},
+		{"indented", "if true; then\n\t" + search + "fi\n", "if true; then\n\tinsmod part_msdos\n\tinsmod xfs\n\t" + search + "fi\n"},
+		{"on one line", "if true; then " + search + "fi\n", "if true; then insmod part_msdos; insmod xfs; " + search + "fi\n"},
+		{"old syntax", "insmod ext2\nset root=(hd0,5)\nsearch --no-floppy --fs-uuid --set 0\n", "insmod part_msdos\ninsmod xfs\nset root='(hd0,msdos1)'\nsearch --no-floppy --fs-uuid --set " + bootUUID + "\n"},
+		{"old names that are right", "insmod part_msdos\ninsmod xfs\nset root='(hd0,1)'\n" + search, "insmod part_msdos\ninsmod xfs\nset root='(hd0,1)'\n" + search},
+		{"two maps", "insmod part_gpt\ninsmod part_msdos\ninsmod xfs\n" + search, "insmod part_gpt\ninsmod part_msdos\ninsmod xfs\n" + search},
+		{"LVM", "insmod part_gpt\ninsmod lvm\ninsmod xfs\nset root='lvmid/a/b'\nsearch --fs-uuid --hint='lvmid/a/b' --set=root 0\n", "insmod part_msdos\ninsmod lvm\ninsmod xfs\nset root='hd0,msdos1'\nsearch --fs-uuid --hint=hd0,msdos1 --set=root " + bootUUID + "\n"},
+		{"variable", "search --fs-uuid --set=root $uuid\nset root=$dev\n", "search --fs-uuid --set=root $uuid\nset root=$dev\n"},
+		{"by file", "menuentry 'x' {\ninsmod xfs\ninsmod part_msdos\nsearch --file --set=root /boot/vmlinuz\nlinux /boot/vmlinuz root=LABEL=root " + tail + "\ninitrd /boot/a /boot/b\n}\n", "menuentry 'x' {\ninsmod xfs\ninsmod part_msdos\nsearch --file --set=root /vmlinuz\nlinux /vmlinuz root=LABEL=root " + tail + "\ninitrd /a /b\n}\n"},
+		{"another system", "menuentry 'x' {\ninsmod ntfs\nset root='hd0,msdos1'\nsearch --fs-uuid --set=root 0\nchainloader +1\n}\n", "menuentry 'x' {\ninsmod ntfs\nset root='hd0,msdos1'\nsearch --fs-uuid --set=root 0\nchainloader +1\n}\n"},
+		{"continued line", "menuentry x {\nlinux /vmlinuz \\\n\troot=/dev/sda1 \\\n  ro\ninitrd /i\n}", "menuentry x {\nlinux /vmlinuz \\\n\troot=UUID=" + rootUUID + " \\\n  ro " + tail + "\ninitrd /i\n}"},
+		{"quotes", "linux '/boot/vmlinuz' \"root=/dev/sda1\" 'a b'\ninitrd \"/boot/i\"\n", "linux /vmlinuz root=UUID=" + rootUUID + " 'a b' " + tail + "\ninitrd /i\n"},
+		{"devices in paths", "linux (hd0,msdos1)/boot/vmlinuz root=LABEL=root " + tail + "\ninitrd ($root)/boot/i\n", "linux (hd0,msdos1)/vmlinuz root=LABEL=root " + tail + "\ninitrd ($root)/i\n"},
+		{"memory test", "linux16 /boot/memtest86+.bin\n", "linux16 /memtest86+.bin\n"},
+		{"fallback arguments", "set kernelopts=\"root=/dev/a ro \"\n", "set kernelopts=\"root=UUID=" + rootUUID + " ro " + tail + " \"\n"},
+		{"serial port", "serial --unit=0 --speed=9600\nserial --unit=1 --speed=9600\n", "serial --unit=0 --speed=115200\nserial --unit=1 --speed=9600\n"},
+		{"carriage returns", "linux /vmlinuz root=/dev/a\r\ninitrd /i\r\n", "linux /vmlinuz root=UUID=" + rootUUID + " " + tail + "\r\ninitrd /i\r\n"},
+		{"file of a kernel that is gone", "linux /boot/gone root=LABEL=root " + tail + "\ninitrd /i\n", "linux /gone root=LABEL=root " + tail + "\ninitrd /i\n"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got := somewhere().mendCfg(test.old, false)
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+			if again := somewhere().mendCfg(got, false); again != got {
+				t.Errorf("and then\n%s", again)
+			}
+			if test.name == "no commands" {
+				return
+			}
+			need.Tools(t, "grub-script-check")
+			check := exec.Command("grub-script-check")
+			check.Stdin = strings.NewReader(strings.ReplaceAll(got, "\r", "") + "\n")
+			if out, err := check.CombinedOutput(); err != nil {
+				t.Errorf("grub-script-check: %v\n%s", err, out)
+			}
+		})
+	}
+}
+
+func TestMendLegacy(t *testing.T) {
+	old := "# kopt=root=/dev/sda1 ro\n# groot=(hd0,0)\ntitle a\nroot (hd1,4)\nkernel --no-mem-option (hd0,0)/boot/vmlinuz root=/dev/sda1 ro \ninitrd /boot/i\n" +
+		"title b\nuuid 0\nkernel /boot/vmlinuz root=UUID=x\ntitle memtest\nkernel /boot/memtest86+.bin\ntitle Windows\nrootnoverify (hd0,0)\nchainloader +1\n"
+	want := "# kopt=root=UUID=" + rootUUID + " ro " + tail + "\n# groot=(hd0,0)\ntitle a\nroot (hd0,0)\nkernel --no-mem-option (hd0,0)/vmlinuz root=UUID=" + rootUUID + " ro " + tail + " \ninitrd /i\n" +
+		"title b\nuuid " + bootUUID + "\nkernel /vmlinuz root=PARTUUID=" + rootPart + " " + tail + "\ntitle memtest\nkernel /memtest86+.bin\ntitle Windows\nrootnoverify (hd0,0)\nchainloader +1\n"
+	got := somewhere().mendLegacy(old)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if again := somewhere().mendLegacy(got); again != got {
+		t.Errorf("and then\n%s", again)
+	}
+}
+
+func TestMendExtlinux(t *testing.T) {
+	old := "serial 0 9600\nAPPEND quiet\nLABEL a\n  KERNEL /boot/vmlinuz\n  append root=/dev/sda1 initrd=/boot/i ro\nLABEL b\n  LINUX vmlinuz\n  INITRD /boot/u,/boot/i\n  APPEND root=/dev/sda1\nLABEL c\n  KERNEL memtest86\n  APPEND -\n"
+	want := "SERIAL 0 115200\nAPPEND quiet " + tail + "\nLABEL a\n  KERNEL /vmlinuz\n  append root=UUID=" + rootUUID + " initrd=/i ro " + tail + "\nLABEL b\n  LINUX vmlinuz\n  INITRD /u,/i\n  APPEND root=UUID=" + rootUUID + " " + tail + "\nLABEL c\n  KERNEL memtest86\n  APPEND -\n"
+	got := somewhere().mendExtlinux(old)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if again := somewhere().mendExtlinux(got); again != got {
+		t.Errorf("and then\n%s", again)
+	}
+}
+
+func TestMendVariable(t *testing.T) {
+	tests := []struct{ name, old, want string }{
+		{"empty file", "", "X=\"" + tail + "\"\n"},
+		{"comment", "#X=\"a\"", "#X=\"a\"\nX=\"" + tail + "\"\n"},
+		{"empty value", "X=\"\"\n", "X=\"" + tail + "\"\n"},
+		{"no value", "X=\n", "X=\"" + tail + "\"\n"},
+		{"bare", "export X=quiet # why\n", "export X=\"quiet " + tail + "\" # why\n"},
+		{"single quotes", "X='a  b'\nY=c\n", "X='a  b " + tail + "'\nY=c\n"},
+		{"double quotes", `X="a=\"b c\" $Y"` + "\n", `X="a=\"b c\" $Y ` + tail + "\"\n"},
+		{"the last counts", "X=a\nX=b\n", "X=a\nX=\"b " + tail + "\"\n"},
+		{"another name", "YX=a\n", "YX=a\nX=\"" + tail + "\"\n"},
+		{"pieces stay", "X=\"a\"'b'\n", "X=\"a\"'b'\n"},
+		{"open quote stays", "X=\"a\n", "X=\"a\n"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got := somewhere().mendVariable(test.old, "X", scope{partial: true})
+			if got != test.want {
+				t.Errorf("%q becomes\n%q, want\n%q", test.old, got, test.want)
+			}
+			if again := somewhere().mendVariable(got, "X", scope{partial: true}); again != got {
+				t.Errorf("and then %q", again)
+			}
+			if strings.HasSuffix(test.name, "stay") || strings.HasSuffix(test.name, "stays") {
+				return
+			}
+			out, err := exec.Command("sh", "-c", got+"\necho \"$X\"").Output()
+			if err != nil || !strings.Contains(string(out), tail) {
+				t.Errorf("a shell reads %q, %v", out, err)
+			}
+		})
+	}
+}
+
+func TestGrubenvRefuses(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                              "does not begin",
+		"x=1\n":                         "does not begin",
+		grubenvHeader + "x=1":           "cut short",
+		grubenvHeader + "x=1\\\n####":   "cut short",
+		grubenvHeader + "kernelopts=a ": "cut short",
+	} {
+		if _, err := somewhere().mendGrubenv(text); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got %v, want %q", text, err, want)
+		}
+	}
+}
+
+// TestGrubenvTool compares with what GRUB's own tool writes.
+func TestGrubenvTool(t *testing.T) {
+	need.Tools(t, "grub-editenv")
+	file := filepath.Join(t.TempDir(), "grubenv")
+	for _, argv := range [][]string{{file, "create"}, {file, "set", "saved_entry=a b", `back=x\y`, "kernelopts=root=/dev/x ro"}} {
+		if out, err := exec.Command("grub-editenv", argv...).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	env, err := parseGrubenv(string(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if back, _ := env.get("back"); back != `x\y` {
+		t.Errorf("back is %q", back)
+	}
+	if again, err := env.print(); err != nil || again != string(text) {
+		t.Errorf("printed again: %v\n%s", err, cmp.Diff(string(text), again))
+	}
+	mended, err := somewhere().mendGrubenv(string(text))
+	if err != nil || len(mended) != grubenvSize {
+		t.Fatalf("%d bytes, %v", len(mended), err)
+	}
+	if err := os.WriteFile(file, []byte(mended), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	want := "saved_entry=a b\nback=x\\y\nkernelopts=root=UUID=" + rootUUID + " ro " + tail + "\n"
+	if out, err := exec.Command("grub-editenv", file, "list").Output(); err != nil || string(out) != want {
+		t.Errorf("grub-editenv lists %q, %v", out, err)
+	}
+}
+
+func TestKernels(t *testing.T) {
+	tests := []struct {
+		name  string
+		files []string
+		links map[string]string
+		want  []string // path, and its initrds
+	}{
+		{"none", []string{"boot/config-6.1", "boot/vmlinuz-6.1.sig", "boot/initrd.img-6.1", "boot/vmlinux-6.1.gz", "boot/kernel-x.img"}, nil, nil},
+		{"Debian", []string{"boot/vmlinuz-6.1.0-9-amd64", "boot/vmlinuz-6.1.0-10-amd64", "boot/initrd.img-6.1.0-10-amd64"},
+			map[string]string{"boot/vmlinuz": "vmlinuz-6.1.0-10-amd64", "boot/vmlinuz.old": "/boot/vmlinuz-6.1.0-9-amd64"},
+			[]string{"/boot/vmlinuz-6.1.0-10-amd64 /boot/initrd.img-6.1.0-10-amd64", "/boot/vmlinuz-6.1.0-9-amd64"}},
+		{"release candidates", []string{"boot/vmlinuz-6.1-rc2", "boot/vmlinuz-6.1", "boot/vmlinuz-6.1.1", "boot/vmlinuz-6.1~rc1", "boot/vmlinuz-6.1.old"}, nil,
+			[]string{"/boot/vmlinuz-6.1.1", "/boot/vmlinuz-6.1", "/boot/vmlinuz-6.1.old", "/boot/vmlinuz-6.1-rc2", "/boot/vmlinuz-6.1~rc1"}},
+		{"rescue and kdump", []string{"boot/vmlinuz-0-rescue-ff", "boot/vmlinuz-5.14", "boot/vmlinuz-9-kdump", "boot/initramfs-5.14.img", "boot/initramfs-5.14kdump.img"}, nil,
+			[]string{"/boot/vmlinuz-5.14 /boot/initramfs-5.14.img", "/boot/vmlinuz-9-kdump", "/boot/vmlinuz-0-rescue-ff"}},
+		{"SUSE", []string{"boot/vmlinuz-6.4-default", "boot/vmlinux-6.4-default", "boot/initrd-6.4-default"}, nil,
+			[]string{"/boot/vmlinuz-6.4-default /boot/initrd-6.4-default"}},
+		{"Arch", []string{"boot/vmlinuz-linux", "boot/vmlinuz-linux-lts", "boot/initramfs-linux.img", "boot/initramfs-linux-fallback.img", "boot/intel-ucode.img"}, nil,
+			[]string{"/boot/vmlinuz-linux /boot/intel-ucode.img /boot/initramfs-linux.img", "/boot/vmlinuz-linux-lts"}},
+		{"Alpine", []string{"boot/vmlinuz-lts", "boot/initramfs-lts"}, nil, []string{"/boot/vmlinuz-lts /boot/initramfs-lts"}},
+		{"by hand", []string{"boot/bzImage", "boot/vmlinuz", "boot/initrd.img"}, nil, []string{"/boot/bzImage /boot/initrd.img", "/boot/vmlinuz /boot/initrd.img"}},
+		{"a link out of /boot", []string{"usr/lib/modules/6.1/vmlinuz", "boot/x"}, map[string]string{"boot/vmlinuz-6.1": "../usr/lib/modules/6.1/vmlinuz"}, []string{"/boot/vmlinuz-6.1"}},
+		{"links to nothing and to a directory", []string{"etc/x", "boot/x"}, map[string]string{"boot/vmlinuz-1": "/gone", "boot/vmlinuz-2": "/etc"}, nil},
+		{"names that are none", []string{"boot/vmlinuz-$(reboot)", "boot/vmlinuz-a b", "boot/vmlinuzx"}, nil, nil},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			files := map[string]string{}
+			for _, name := range test.files {
+				files[name] = ""
+			}
+			dir := makeTree(t, files)
+			for name, target := range test.links {
+				if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			kernels, err := Kernels(openRoot(t, dir))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, k := range kernels {
+				got = append(got, strings.Join(append([]string{k.Path}, k.Initrds...), " "))
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestVersions has dpkg as its judge.
+func TestVersions(t *testing.T) {
+	need.Tools(t, "dpkg")
+	versions := []string{"6.1.0-9-amd64", "6.1.0-10-amd64", "6.1.0-26-amd64", "5.10.0-1", "6.1.0-26-cloud-amd64", "6.12~rc1-1", "6.12-1", "4.18.0-553.el8_10", "4.18.0-80.el8"}
+	for _, a := range versions {
+		for _, b := range versions {
+			op := map[int]string{-1: "lt", 0: "eq", 1: "gt"}[compareVersions(a, b)]
+			clean := strings.NewReplacer("-", ".", "_", ".").Replace
+			if err := exec.Command("dpkg", "--compare-versions", clean(a), op, clean(b)).Run(); err != nil {
+				t.Errorf("%s %s %s: dpkg has another opinion", a, op, b)
+			}
+		}
+	}
+}
+
+// TestSubvolume mounts a subvolume, as the root of a guest is.
+func TestSubvolume(t *testing.T) {
+	need.Root(t)
+	need.Tools(t, "mkfs.btrfs", "mount", "umount", "btrfs")
+	disk, dir := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+	shell(t, "truncate -s 120M "+disk+" && mkfs.btrfs -q "+disk+" && mount -o loop "+disk+" "+dir+
+		" && btrfs -q subvolume create "+dir+"/@ && mkdir "+dir+"/@/boot && touch "+dir+"/@/boot/vmlinuz-6.1 "+dir+"/@/boot/initrd.img-6.1; umount "+dir+"; mount -o loop,subvol=@ "+disk+" "+dir)
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	root := openRoot(t, dir)
+	_, err := Configure(Target{Root: root, Table: table(layout.MBR, 1), RootFS: rootOn(1, filesystem.Btrfs), Hypervisor: "kvm"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := root.ReadFile("/boot/grub/grub.cfg", cfgLimit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"linux\t/@/boot/vmlinuz-6.1 root=UUID=" + rootUUID, "rootflags=subvol=@", "initrd\t/@/boot/initrd.img-6.1", "insmod btrfs"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("%q is not in\n%s", want, text)
+		}
+	}
+}
+
+func shell(t *testing.T, script string) {
+	t.Helper()
+	if out, err := exec.Command("sh", "-ec", script).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// TestForBIOS is for Boot Loader Specification entries without any GRUB that
+// could read them under BIOS.
+func TestForBIOS(t *testing.T) {
+	dir := copyTree(t, "el9")
+	if err := os.Remove(filepath.Join(dir, "boot/grub2/i386-pc/blscfg.mod")); err != nil {
+		t.Fatal(err)
+	}
+	target := Target{Root: openRoot(t, dir), Table: table(layout.MBR, 1), RootFS: rootOn(1, filesystem.Ext4), Hypervisor: "kvm"}
+	changes, err := Configure(target)
+	if err != nil || !slices.Contains(changes, "added a menu to /boot/grub2/grub.cfg") {
+		t.Fatalf("%q, %v", changes, err)
+	}
+	if again, err := Configure(target); err != nil || len(again) > 0 {
+		t.Errorf("a second time %q, %v", again, err)
+	}
+	judge(t, dir)
+}
+
+// TestBLSCfg is for entries that the guest's GRUB reads, and which take their
+// arguments from a variable that nothing defines.
+func TestBLSCfg(t *testing.T) {
+	dir := copyTree(t, "el8")
+	for _, name := range []string{"boot/grub2/grub.cfg", "boot/efi/EFI/almalinux/grubenv"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	target := Target{Root: openRoot(t, dir), Table: table(layout.MBR, 1), RootFS: rootOn(1, filesystem.Ext4), Hypervisor: "kvm"}
+	changes, err := Configure(target)
+	if err != nil || !slices.Contains(changes, "wrote /boot/grub2/grub.cfg") || !slices.Contains(changes, "wrote /boot/grub2/grubenv") {
+		t.Fatalf("%q, %v", changes, err)
+	}
+	text, _ := os.ReadFile(filepath.Join(dir, "boot/grub2/grub.cfg"))
+	if !strings.Contains(string(text), "\nblscfg\n") || strings.Contains(string(text), "menuentry") {
+		t.Errorf("grub.cfg is\n%s", text)
+	}
+	if again, err := Configure(target); err != nil || len(again) > 0 {
+		t.Errorf("a second time %q, %v", again, err)
+	}
+	judge(t, dir)
+}
+
+// TestLongCfg is for what would take the square of its length.
+func TestLongCfg(t *testing.T) {
+	for _, piece := range []string{"search -u 0;", "${", "{", "'a", "\"$", "menuentry x {", "set root='hd0'  ", "\\\n", "# "} {
+		text := strings.Repeat(piece, 1<<20/len(piece))
+		start := time.Now()
+		somewhere().mendCfg(text, false)
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("%q takes %v", piece, took)
+		}
+	}
+}
