@@ -181,7 +181,7 @@ func mountNew(t *testing.T, table *layout.Table, disk string, number int, kind f
 	if err != nil {
 		t.Fatal(err)
 	}
-	info, err := filesystem.Make(t.Context(), loop.Path(), kind)
+	info, err := filesystem.Make(t.Context(), loop.Path(), kind, filesystem.Options{})
 	if err == nil {
 		err = unix.Mount(loop.Path(), on, string(kind), 0, "")
 	}
