@@ -212,9 +212,9 @@ func TestHooksCommandOfAVariant(t *testing.T) {
 func TestHookNotYet(t *testing.T) {
 	image, _ := makeImage(t, layoutNamed(t, "mbr-ext4"))
 	s := newSite(t, imageSettings(image))
-	s.enable(t, "interfaces")
+	s.enable(t, "zz_ddns")
 	disk := newDisk(t, 1000)
-	s.refuse(t, instance(disk), 7, "interfaces", "hooks disable interfaces")
+	s.refuse(t, instance(disk), 7, "zz_ddns", "hooks disable zz_ddns")
 	untouched(t, disk)
 }
 

@@ -71,6 +71,7 @@ type Stream struct {
 
 	blocks     []xzBlock // of xz
 	dictionary byte      // of xz, as block headers have it
+	lzma2      bool      // of xz: no block has another filter
 
 	mu   sync.Mutex
 	idle []unpacker
@@ -187,6 +188,9 @@ func (s *Stream) open(p Part, members int) (*partReader, error) {
 		src = &wrapper{s: s, blocks: s.blocks[p.first:p.last]}
 	}
 	r := &partReader{s: s, decoder: s.take()}
+	if d, ok := r.decoder.(*blockDecoder); ok {
+		d.s, d.blocks = s, s.blocks[p.first:p.last]
+	}
 	if members > 0 {
 		src = &limited{r: src, left: int64(s.headInput)}
 	}
@@ -203,6 +207,9 @@ func (s *Stream) take() unpacker {
 		d := s.idle[n-1]
 		s.idle = s.idle[:n-1]
 		return d
+	}
+	if s.lzma2 {
+		return &blockDecoder{}
 	}
 	return s.unpacker()
 }

@@ -48,6 +48,7 @@ type xzBlock struct {
 	unpadded int64 // bytes: header, data and check
 	content  int64 // bytes it decodes to
 	check    byte  // how the stream checks its blocks
+	header   int   // bytes
 }
 
 func (b xzBlock) stored() int64 { return (b.unpadded + 3) &^ 3 }
@@ -65,14 +66,17 @@ func (s *Stream) surveyXZ() error {
 	}
 	s.decoded = 0
 	dictionary, largest := int64(0), int64(0)
-	for _, b := range s.blocks {
+	s.lzma2 = true
+	for i := range s.blocks {
+		b := &s.blocks[i]
 		if s.decoded += size.Bytes(b.content); s.decoded > maxVirtualSize {
 			return errVirtualSize
 		}
-		h, err := readXZHeader(s.f, b)
+		h, err := readXZHeader(s.f, *b)
 		if err != nil {
 			return err
 		}
+		b.header, s.lzma2 = len(h.bytes), s.lzma2 && h.alone
 		dictionary, largest = max(dictionary, dictionarySize(h.bytes[h.dictionary])), max(largest, b.content)
 	}
 	s.parts = cutParts(s.blocks)
@@ -82,7 +86,7 @@ func (s *Stream) surveyXZ() error {
 	if need > maxDictionary {
 		return reasonf("it needs a dictionary of %s, and %s is the most: unpack it with `xz -d`", size.Bytes(need), size.Bytes(maxDictionary))
 	}
-	s.workers = max(1, min(len(s.parts), runtime.GOMAXPROCS(0), int(dictionaries/(need+int64(size.MiB)))))
+	s.workers = max(1, min(len(s.parts), runtime.GOMAXPROCS(0), int(dictionaries/lzmaMemory(need))))
 	return nil
 }
 
@@ -260,7 +264,8 @@ func appendXZNumber(b []byte, value int64) []byte { return binary.AppendUvarint(
 // xzHeader is the header of a block.
 type xzHeader struct {
 	bytes      []byte
-	dictionary int // where the byte is that says how large the dictionary is
+	dictionary int  // where the byte is that says how large the dictionary is
+	alone      bool // LZMA2 is the only filter
 }
 
 // readXZHeader reads the header of a block and checks that the library knows
@@ -280,12 +285,16 @@ func readXZHeader(r io.ReaderAt, b xzBlock) (*xzHeader, error) {
 		return nil, b.damaged()
 	}
 	filters := body[2:]
-	for _, flag := range []byte{0x40, 0x80} { // the lengths of data and content
-		if body[1]&flag != 0 {
-			if _, filters = xzNumber(filters); filters == nil {
-				return nil, b.damaged()
-			}
+	lengths := [2]int64{b.unpadded - int64(length) - xzChecks[b.check], b.content}
+	for i, flag := range []byte{0x40, 0x80} { // those of data and content
+		if body[1]&flag == 0 {
+			continue
 		}
+		n, rest := xzNumber(filters)
+		if n != lengths[i] {
+			return nil, b.damaged()
+		}
+		filters = rest
 	}
 	return h, h.filters(filters, int(body[1]&3)+1, b)
 }
@@ -301,7 +310,7 @@ func (h *xzHeader) filters(list []byte, count int, b xzBlock) error {
 		}
 		if i == count-1 {
 			if id == xzLZMA2 && length == 1 && rest[0] <= 40 {
-				h.dictionary = len(h.bytes) - 4 - len(rest)
+				h.dictionary, h.alone = len(h.bytes)-4-len(rest), count == 1
 				return nil
 			}
 			return xzFilterError(id)
@@ -334,6 +343,7 @@ func xzStreamHeader(check byte) []byte {
 // wrapper shows blocks to the library, each as a stream of its own with the
 // lengths from the index, which so are compared with what is decoded. All
 // blocks get a dictionary of one length, so that a decoder never needs another.
+// To our own decoder it shows what follows their headers.
 type wrapper struct {
 	s      *Stream
 	blocks []xzBlock
@@ -347,7 +357,9 @@ func (w *wrapper) Read(p []byte) (int, error) {
 				return 0, io.EOF
 			}
 			var err error
-			if w.cur, err = w.s.wrap(w.blocks[0]); err != nil {
+			if b := w.blocks[0]; w.s.lzma2 {
+				w.cur = io.NewSectionReader(w.s.f, b.at+int64(b.header), b.stored()-int64(b.header))
+			} else if w.cur, err = w.s.wrap(b); err != nil {
 				return 0, err
 			}
 			w.blocks = w.blocks[1:]

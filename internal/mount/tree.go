@@ -45,6 +45,7 @@ type Tree struct {
 	table *layout.Table
 	parts []*Part
 	flags uintptr
+	leave string
 	own   []string // what we mounted, in order
 	steps *undo.Stack
 }
@@ -54,6 +55,9 @@ type Options struct {
 	// Trusted lets device nodes and set-id programs of the guest act, for a
 	// site's own hooks that chroot into it.
 	Trusted bool
+	// Leave is a mount point whose file system stays unmounted, since something
+	// else than the kernel writes to it.
+	Leave string
 }
 
 // ErrNoRoot says that no file system of the disk is the root of a Linux system.
@@ -89,7 +93,7 @@ func FindRoot(ctx context.Context, disk *block.Device, table *layout.Table) (par
 
 // open mounts the root file system alone.
 func open(ctx context.Context, disk *block.Device, table *layout.Table, options Options, steps *undo.Stack) (*Tree, error) {
-	t := &Tree{Dir: filepath.Join(RunDir, "target"), disk: disk, table: table, flags: unix.MS_NOATIME, steps: steps}
+	t := &Tree{Dir: filepath.Join(RunDir, "target"), disk: disk, table: table, flags: unix.MS_NOATIME, leave: options.Leave, steps: steps}
 	if !options.Trusted {
 		t.flags |= unix.MS_NOSUID | unix.MS_NODEV
 	}
@@ -319,7 +323,7 @@ func (t *Tree) mountFSTab(ctx context.Context) error {
 
 func (t *Tree) mountEntry(ctx context.Context, entry guest.FSTabEntry) error {
 	target := path.Clean(entry.Mountpoint)
-	if !path.IsAbs(target) || target == "/" {
+	if !path.IsAbs(target) || target == "/" || target == t.leave {
 		return nil
 	}
 	part := t.find(entry.Device)

@@ -2,8 +2,8 @@
 // rename, each a sequence to be read from top to bottom, and the hooks this
 // project brings.
 //
-// Left out in this version, and refused in one sentence: tarballs, dumps,
-// import, export and rename.
+// Left out in this version, and refused in one sentence: import, export and
+// rename.
 package osscript
 
 import (
@@ -46,8 +46,9 @@ type creation struct {
 	inst      osapi.Instance
 	set       *settings.Settings
 	hooks     []hook.Hook  // the enabled ones
-	img       image.Source // nil where Ganeti itself wrote the disk
-	imageType string       // as IMAGE_TYPE has it: qcow2, qemu, raw
+	img       image.Source // nil where Ganeti itself wrote the disk, and of a tree
+	tree      *treeImage   // nil of a disk image
+	imageType string       // as IMAGE_TYPE has it: qcow2, qemu, raw, tarball, dump
 	nics      []network.NIC
 	userData  []byte
 	facts     seed.Facts // of the guest, where it could be mounted
@@ -153,8 +154,8 @@ func (c *creation) openImage(ctx context.Context) error {
 	if c.imageType, err = typeOf(found); err != nil {
 		return err
 	}
-	if c.imageType == "tarball" || c.imageType == "dump" {
-		return classify(Refused, fmt.Errorf("cannot deploy %s: this version deploys disk images (qcow2, qemu, raw) only, not a %s", found.Path, c.imageType))
+	if c.imageType == image.TypeTarball || c.imageType == image.TypeDump {
+		return c.openTree(found)
 	}
 	if c.img, err = image.Open(found.Path, c.imageType); err != nil {
 		return err
@@ -227,6 +228,9 @@ func (c *creation) openDisk(index int) (*block.Device, error) {
 // write puts the image on the disk. Until its last byte is good the disk shows
 // neither the old system nor the new one.
 func (c *creation) write(ctx context.Context) error {
+	if c.tree != nil {
+		return c.writeTree(ctx)
+	}
 	if c.img == nil {
 		return nil
 	}

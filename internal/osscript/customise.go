@@ -14,6 +14,7 @@ import (
 	"ganeti-instance-image/internal/block"
 	"ganeti-instance-image/internal/hook"
 	"ganeti-instance-image/internal/mount"
+	"ganeti-instance-image/internal/network"
 	"ganeti-instance-image/internal/seed"
 	"ganeti-instance-image/internal/undo"
 )
@@ -44,6 +45,11 @@ func (c *creation) checkHooks(ctx context.Context) (err error) {
 
 func checkCloudInit(ctx context.Context, c *creation) error { return c.readSeed(ctx) }
 
+func checkInterfaces(ctx context.Context, c *creation) error {
+	_, err := network.Plan(ctx, c.set, c.inst)
+	return err
+}
+
 func checkOverlays(_ context.Context, c *creation) error {
 	if c.set.Overlay == "" {
 		return nil
@@ -65,13 +71,17 @@ func (c *creation) customise(ctx context.Context) (err error) {
 	if c.order.Disk == 0 {
 		sayWhatStays(c.hooks)
 	}
-	if len(c.hooks) == 0 && len(c.others) == 0 {
+	if len(c.hooks) == 0 && len(c.others) == 0 && (c.tree == nil || c.set.GRUB == "no") {
 		return nil
 	}
 	c.guard()
 	var steps undo.Stack
 	defer steps.Unwind(&err)
-	tree, err := mount.Open(ctx, c.dev, c.table, mount.Options{Trusted: c.trusted()}, &steps)
+	options := mount.Options{Trusted: c.trusted()}
+	if c.tree != nil {
+		options.Leave = espMountpoint // the boot loader's installer writes it, as nodes need not know FAT
+	}
+	tree, err := mount.Open(ctx, c.dev, c.table, options, &steps)
 	if errors.Is(err, mount.ErrNoRoot) {
 		slog.Warn("deployed, not customised", "cause", err)
 		c.sayUntold("there is no root file system")
@@ -86,6 +96,9 @@ func (c *creation) customise(ctx context.Context) (err error) {
 		return err
 	}
 	if err := c.tellOfDisks(tree); err != nil {
+		return err
+	}
+	if err := c.installLoader(ctx, tree, &steps); err != nil {
 		return err
 	}
 	return c.runHooks(ctx, tree, &steps)
@@ -153,19 +166,22 @@ func (c *creation) trusted() bool {
 	return true
 }
 
-// keeps says what a guest keeps of its image while a hook is not enabled.
-var keeps = []struct{ hook, what string }{
-	{"cloud-init", "host name, users and network as the image has them"},
-	{"ssh", "ssh host keys as the image has them"},
+// keeps says what a guest keeps of its image while none of the hooks is enabled.
+var keeps = []struct {
+	hooks []string
+	what  string
+}{
+	{[]string{"cloud-init", "interfaces"}, "host name, users and network as the image has them"},
+	{[]string{"ssh"}, "ssh host keys as the image has them"},
 }
 
 // sayWhatStays tells in one line what is left alone, and how to change that.
 func sayWhatStays(hooks []hook.Hook) {
 	var what, names []string
 	for _, k := range keeps {
-		if !slices.ContainsFunc(hooks, func(h hook.Hook) bool { return h.Name == k.hook }) {
+		if !slices.ContainsFunc(hooks, func(h hook.Hook) bool { return slices.Contains(k.hooks, h.Name) }) {
 			what = append(what, k.what)
-			names = append(names, k.hook)
+			names = append(names, k.hooks[0])
 		}
 	}
 	if len(hooks) == 0 {
@@ -210,7 +226,7 @@ func (c *creation) hookEnviron(tree *mount.Tree, steps *undo.Stack) ([]string, e
 
 // blockDevice returns a block device of the whole disk, with its new table.
 func (c *creation) blockDevice(steps *undo.Stack) (string, error) {
-	if !c.dev.IsFile() {
+	if !c.dev.IsFile() && c.tree == nil {
 		return c.dev.Path(), nil
 	}
 	loop, err := block.Attach(c.dev.Path(), 0, c.dev.Size(), c.table.Sector(), false)

@@ -53,6 +53,9 @@ func (c *creation) check(ctx context.Context) error {
 }
 
 func (c *creation) checkImage() error {
+	if c.tree != nil {
+		return c.checkTree()
+	}
 	switch img := c.img.(type) {
 	case nil:
 		return c.inspect(c.dev, c.dev.Size())
@@ -202,6 +205,9 @@ func (c *creation) checkTools() error {
 
 // grow makes the table and what the last partition holds as large as the disk.
 func (c *creation) grow(ctx context.Context) error {
+	if c.tree != nil {
+		return nil // it was laid out for this disk
+	}
 	if c.set.NoMount {
 		slog.Info("NOMOUNT is set: the disk holds the image's bytes, not grown, not customised", "by", c.set.Origin("NOMOUNT"))
 		return nil

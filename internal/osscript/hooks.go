@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"ganeti-instance-image/internal/guest"
 	"ganeti-instance-image/internal/network"
 	"ganeti-instance-image/internal/osapi"
+	"ganeti-instance-image/internal/render"
 	"ganeti-instance-image/internal/seed"
 	"ganeti-instance-image/internal/settings"
 	"ganeti-instance-image/internal/store"
@@ -37,8 +39,8 @@ type customisation struct {
 // without run is installed, since a site may have switched it on, and refused.
 var Builtins = []Builtin{
 	{"cloud-init", "write a NoCloud seed: name, network, users and the site's user-data", checkCloudInit, runCloudInit},
-	{"grub", "install a boot loader; disk images bring their own", nil, runGRUB},
-	{"interfaces", "write the guest's network configuration and host name", nil, nil},
+	{"grub", "install the boot loader of a tarball or dump; disk images bring their own", nil, runGRUB},
+	{"interfaces", "write the guest's network configuration and host name", checkInterfaces, runInterfaces},
 	{"overlays", "copy the directory OVERLAY names into the guest", checkOverlays, runOverlays},
 	{"ssh", "replace the ssh host keys", nil, runSSH},
 	{"zz_ddns", "have the guest send its name to the DHCP server", nil, nil},
@@ -110,6 +112,38 @@ func runCloudInit(ctx context.Context, c *customisation) error {
 	return err
 }
 
+// runInterfaces also names the guest. Where cloud-init is in the guest too, its
+// own network configuration is switched off: two on one interface are one too many.
+func runInterfaces(ctx context.Context, c *customisation) error {
+	nics, err := network.Plan(ctx, c.set, c.inst)
+	if err != nil {
+		return err
+	}
+	changes, err := c.root.SetHostname(c.inst.Name, firstAddress(nics))
+	if err == nil {
+		for _, nic := range nics {
+			slog.Info("network", "nic", nic.Name, "mac", nic.MAC, "by", nic.Source)
+		}
+		var more []string
+		more, err = render.Write(c.root, nics, render.Options{CloudInit: c.root.HasCloudInit()})
+		changes = append(changes, more...)
+	}
+	for _, change := range changes {
+		slog.Info("interfaces: " + change)
+	}
+	return err
+}
+
+// firstAddress is an address that stays the guest's, if there is one.
+func firstAddress(nics []network.NIC) netip.Addr {
+	for _, nic := range nics {
+		if len(nic.Addresses) > 0 {
+			return nic.Addresses[0].Addr()
+		}
+	}
+	return netip.Addr{}
+}
+
 func runSSH(_ context.Context, c *customisation) error {
 	changes, err := c.root.ReplaceHostKeys(c.inst.Name)
 	for _, change := range changes {
@@ -128,11 +162,6 @@ func runOverlays(_ context.Context, c *customisation) error {
 		slog.Info("copied the overlay", "from", dir, "files", n)
 	}
 	return err
-}
-
-func runGRUB(context.Context, *customisation) error {
-	slog.Info("grub: nothing to do, a disk image brings its own boot loader")
-	return nil
 }
 
 // userDataLimit bounds the site's user-data; cloud-init takes more than any

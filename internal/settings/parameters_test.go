@@ -28,7 +28,7 @@ func TestParametersList(t *testing.T) {
 		}
 		names = append(names, name)
 	}
-	want := "cdinstall image_name arch image_type image_url swap swap_size boot_size filesystem kernel_args nomount grow seed_disk disk_1 " +
+	want := "cdinstall image_name arch image_type image_url swap swap_size boot_size filesystem partition_table esp_size grub kernel_args nomount grow seed_disk disk_1 " +
 		"disk_2 disk_3 disk_4 disk_5 disk_6 disk_7 disk_8 disk_9 disk_10 disk_11 disk_12 disk_13 disk_14 disk_15 " +
 		"overlay subnet " +
 		"cinit_user cinit_ssh_key cinit_ssh_pwauth cinit_disable_root cinit_manage_resolv_conf dns_servers dns_search user_data user_data_base64 user_data_url os-image"
@@ -54,7 +54,7 @@ func TestNoParameterNamesAFileOfTheNode(t *testing.T) {
 // good are parameters that pass where ALLOW_URLS is https://mirror/images.
 var good = map[string]string{
 	"cdinstall": "yes", "image_name": "debian-12", "arch": "x86_64", "image_type": "qcow2", "image_url": "https://mirror/images/x.qcow2",
-	"swap": "no", "swap_size": "2G", "boot_size": "256", "filesystem": "xfs", "kernel_args": "quiet", "nomount": "no", "grow": "no",
+	"swap": "no", "swap_size": "2G", "boot_size": "256", "filesystem": "xfs", "partition_table": "gpt", "esp_size": "64", "grub": "auto", "kernel_args": "quiet", "nomount": "no", "grow": "no",
 	"overlay": "web", "subnet": "vlan42", "cinit_user": "admin", "cinit_ssh_key": key, "cinit_ssh_pwauth": "0", "cinit_disable_root": "yes",
 	"cinit_manage_resolv_conf": "no", "dns_servers": "192.0.2.1", "dns_search": "example.org", "user_data": "#cloud-config\n", "os_image": "/x.img",
 	"seed_disk": "seed", "disk_1": "swap", "disk_2": "data:xfs:/srv", "disk_3": "seed", "disk_4": "swap", "disk_5": "swap", "disk_6": "swap", "disk_7": "swap",

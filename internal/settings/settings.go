@@ -40,15 +40,19 @@ type Settings struct {
 	ImageCleanup bool
 	CacheDir     string
 
-	Swap       bool
-	SwapSize   size.Bytes // 0 only where the instance's memory is not known
-	BootSize   size.Bytes
-	Filesystem string // ext2, ext3, ext4, xfs, btrfs
-	KernelArgs string // one line
-	NoMount    bool
-	Grow       bool   // never together with NoMount
-	SeedDisk   string // the number of a further disk, or its name
-	DiskUses   [MaxDisks]DiskUse
+	Swap           bool
+	SwapSize       size.Bytes // 0 only where the instance's memory is not known
+	BootSize       size.Bytes
+	MkfsOptions    []string
+	PartitionTable string // auto, msdos, gpt
+	ESPSize        size.Bytes
+	GRUB           string // auto, no
+	Filesystem     string // ext2, ext3, ext4, xfs, btrfs
+	KernelArgs     string // one line
+	NoMount        bool
+	Grow           bool   // never together with NoMount
+	SeedDisk       string // the number of a further disk, or its name
+	DiskUses       [MaxDisks]DiskUse
 
 	CustomizeDir string
 	OverlaysDir  string

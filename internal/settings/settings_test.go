@@ -94,6 +94,7 @@ func TestDefaults(t *testing.T) {
 	want := &Settings{
 		ImageDir: cache, ImageVerify: true, CacheDir: cache,
 		Swap: true, SwapSize: 512 * size.MiB, BootSize: 512 * size.MiB, Filesystem: "ext4", Grow: true,
+		PartitionTable: "auto", ESPSize: 100 * size.MiB, GRUB: "no",
 		CustomizeDir: conf + "hooks", OverlaysDir: conf + "overlays", NetworksDir: conf + "networks", VariantsDir: conf + "variants",
 		ExportDir: "/tmp",
 	}
@@ -166,6 +167,10 @@ func TestEverySetting(t *testing.T) {
 		"BOOT_SIZE":                {{"256M", "256"}},
 		"FILESYSTEM":               {{"ext2", "ext2"}, {"ext3", "ext3"}, {"ext4", "ext4"}, {"xfs", "xfs"}, {"btrfs", "btrfs"}},
 		"FDISK":                    {{"parted", "parted"}},
+		"MKFS_OPTIONS":             {{" -O  ^64bit,extent   -m 0 ", "-O ^64bit,extent -m 0"}},
+		"PARTITION_TABLE":          {{"auto", "auto"}, {"msdos", "msdos"}, {"gpt", "gpt"}},
+		"ESP_SIZE":                 {{"1G", "1024"}},
+		"GRUB":                     {{"auto", "auto"}, {"no", "no"}},
 		"KERNEL_ARGS":              {{"console=ttyS0 a=\\\"b\\\"", "console=ttyS0 a=\"b\""}},
 		"NOMOUNT":                  switches,
 		"GROW":                     switches,

@@ -12,12 +12,19 @@ import (
 const (
 	rootEnding = "-root.dump"
 	bootEnding = "-boot.dump"
+	// firstVolume follows the ending where a dump is in several volumes, which
+	// are next to each other; IMAGE_FILE can name it.
+	firstVolume = "001"
 )
 
 // bootBeside is the name of the dump of /boot that belongs to one of the root.
 func bootBeside(file string) (string, bool) {
-	stem, ok := strings.CutSuffix(file, rootEnding)
-	return stem + bootEnding, ok
+	for _, volume := range []string{"", firstVolume} {
+		if stem, ok := strings.CutSuffix(file, rootEnding+volume); ok {
+			return stem + bootEnding + volume, true
+		}
+	}
+	return "", false
 }
 
 // withBoot adds the dump of /boot that lies beside one of the root, if one does.

@@ -16,7 +16,7 @@ var kinds = []struct {
 	endings   []string // what follows NAME-ARCH in the name of a file
 	others    []string // more endings that tell the type of IMAGE_FILE and of a URL
 }{
-	{"dump", []string{"-root.dump"}, []string{".dump"}},
+	{"dump", []string{rootEnding}, []string{".dump", rootEnding + firstVolume, ".dump" + firstVolume}},
 	{"tarball", compressed(".tar"), []string{".tgz", ".txz", ".tbz2"}},
 	{"qcow2", []string{".qcow2"}, nil},
 	{"qemu", compressed(".img"), nil},

@@ -1,0 +1,590 @@
+package osscript
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"ganeti-instance-image/internal/block"
+	"ganeti-instance-image/internal/deploy"
+	"ganeti-instance-image/internal/dump"
+	"ganeti-instance-image/internal/filesystem"
+	"ganeti-instance-image/internal/grub"
+	"ganeti-instance-image/internal/guest"
+	"ganeti-instance-image/internal/image"
+	"ganeti-instance-image/internal/layout"
+	"ganeti-instance-image/internal/mount"
+	"ganeti-instance-image/internal/osapi"
+	"ganeti-instance-image/internal/run"
+	"ganeti-instance-image/internal/size"
+	"ganeti-instance-image/internal/store"
+	"ganeti-instance-image/internal/tarball"
+	"ganeti-instance-image/internal/tree"
+	"ganeti-instance-image/internal/undo"
+	"ganeti-instance-image/internal/unpack"
+)
+
+// treeImage is an image that holds files, and the disk that is laid out for it.
+type treeImage struct {
+	archives []archive
+	places   []layout.Place
+	kind     layout.Kind // of the table; empty until the guest's files say what boots them
+	systems  []*system   // what the partitions hold, in the disk's order
+}
+
+// archive is one file of the image.
+type archive struct {
+	source
+	path  string
+	below string // where in the guest it belongs
+}
+
+type source interface {
+	tree.Source
+	Warnings() []string
+	Close() error
+}
+
+// system is what a partition of a new disk holds.
+type system struct {
+	layout.Place
+	number     int
+	kind       filesystem.Kind
+	mountpoint string          // in the guest; "none" of swap space
+	info       filesystem.Info // once it is made
+	uuid       string          // that it is to have, where the guest's files name one
+	label      string          // likewise
+	partUUID   string          // in the table, likewise
+	loop       *block.Loop
+}
+
+// espMountpoint is where the guest has its ESP.
+const espMountpoint = "/boot/efi"
+
+// openTree opens an image that holds files.
+func (c *creation) openTree(found store.Found) error {
+	c.tree = &treeImage{}
+	paths := []archive{{path: found.Path, below: "/"}}
+	if found.Boot != "" {
+		paths = append(paths, archive{path: found.Boot, below: "/boot"})
+	}
+	for _, a := range paths {
+		var err error
+		if c.imageType == image.TypeDump {
+			a.source, err = openDump(a.path)
+		} else {
+			a.source, err = tarball.Open(a.path)
+		}
+		if err != nil {
+			return err
+		}
+		c.steps.Push("close the image", a.Close)
+		c.tree.archives = append(c.tree.archives, a)
+		slog.Info("image", "file", a.path, "format", c.imageType)
+	}
+	return nil
+}
+
+// openDump opens a dump. One in several volumes has them beside each other, with
+// the endings that dump's option -M gives: 001, 002.
+func openDump(path string) (*dump.Archive, error) {
+	stem, first := strings.CutSuffix(path, "001")
+	if !first {
+		return dump.Open(path)
+	}
+	paths := []string{path}
+	for {
+		next := fmt.Sprintf("%s%03d", stem, len(paths)+1)
+		if _, err := os.Stat(next); err != nil {
+			return dump.OpenVolumes(paths)
+		}
+		paths = append(paths, next)
+	}
+}
+
+// wantsLoader tells whether the guest is to be made to boot by itself: by the
+// hook grub, or because the setting says so.
+func (c *creation) wantsLoader() bool {
+	return !c.inst.ExternalKernel() && (c.set.GRUB == "auto" || c.enabled("grub"))
+}
+
+// enabled tells whether a hook of ours is.
+func (c *creation) enabled(name string) bool {
+	for _, h := range c.hooks {
+		if h.Ours && h.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// checkTree plans the disk, and makes sure that the programs for it are there.
+func (c *creation) checkTree() error {
+	if c.set.NoMount {
+		return classify(Input, fmt.Errorf("cannot deploy a %s with NOMOUNT=yes (%s): its files are written to a mounted file system", c.imageType, c.set.Origin("NOMOUNT")))
+	}
+	if c.order.Disk != 0 {
+		return classify(Input, fmt.Errorf("cannot deploy a %s to disk %d: it makes a system's disk, which is disk 0", c.imageType, c.order.Disk))
+	}
+	if err := c.planTree(); err != nil {
+		return err
+	}
+	for _, s := range c.tree.systems {
+		for _, tool := range append(s.kind.Namers(), s.maker()) {
+			if _, err := run.Find(tool); err != nil {
+				return fmt.Errorf("cannot make the %s file system for %s: %w", s.kind, s.Use, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *system) maker() string {
+	if s.kind == filesystem.VFAT {
+		return "mkfs.vfat"
+	}
+	return s.kind.Maker()
+}
+
+// planTree lays the disk out and says what each partition is to hold.
+func (c *creation) planTree() (err error) {
+	if c.set.Swap && c.set.SwapSize == 0 {
+		return classify(Input, errors.New("cannot lay the disk out: SWAP_SIZE is not set, and Ganeti did not say how much memory the instance has"))
+	}
+	spec := layout.Spec{Disk: c.dev.Size(), Least: c.leastRoot()}
+	if c.set.Swap {
+		spec.Swap = c.set.SwapSize
+	}
+	if !c.inst.ExternalKernel() {
+		spec.Boot = c.set.BootSize
+	}
+	switch {
+	case c.set.PartitionTable == "gpt", c.set.PartitionTable == "auto" && c.dev.Size() > layout.MBRLimit:
+		c.tree.kind = layout.GPT
+	case c.set.PartitionTable == "msdos", !c.wantsLoader():
+		c.tree.kind = layout.MBR
+	}
+	spec.MBR = c.tree.kind == layout.MBR
+	if !c.inst.ExternalKernel() && (c.tree.kind == layout.GPT || c.wantsLoader()) && c.canMakeESP() {
+		spec.ESP = c.set.ESPSize
+	}
+	if c.tree.places, err = spec.Places(); err != nil {
+		return classify(Disk, fmt.Errorf("cannot lay out disk %s: %w", c.dev.Path(), err))
+	}
+	if spec.MBR && c.dev.Size() > layout.MBRLimit {
+		slog.Warn("the disk is used up to 2 TiB only, as an MBR cannot name more; PARTITION_TABLE=gpt can", "by", c.set.Origin("PARTITION_TABLE"))
+	}
+	for _, p := range c.tree.places {
+		c.tree.systems = append(c.tree.systems, c.newSystem(p))
+	}
+	c.tree.systems = slices.DeleteFunc(c.tree.systems, func(s *system) bool { return s == nil })
+	return nil
+}
+
+// leastRoot is what the root needs at least: the files do not get smaller than
+// what they are packed to.
+func (c *creation) leastRoot() size.Bytes {
+	least := filesystem.Kind(c.set.Filesystem).Least()
+	if info, err := os.Stat(c.tree.archives[0].path); err == nil {
+		least = max(least, size.Bytes(info.Size()))
+	}
+	return least
+}
+
+// canMakeESP looks for the programs that make an ESP and write to it.
+func (c *creation) canMakeESP() bool {
+	for _, tool := range []string{"mkfs.vfat", "mcopy", "mmd"} {
+		if _, err := run.Find(tool); err != nil {
+			slog.Warn("there is no ESP on the disk, so the guest boots by BIOS only", "cause", err)
+			return false
+		}
+	}
+	return true
+}
+
+// newSystem is what a partition is to hold, nil where that is no file system.
+func (c *creation) newSystem(p layout.Place) *system {
+	switch p.Use {
+	case layout.ForESP:
+		return &system{Place: p, kind: filesystem.VFAT, mountpoint: espMountpoint}
+	case layout.ForBoot:
+		return &system{Place: p, kind: bootKind(c.set.Filesystem), mountpoint: "/boot"}
+	case layout.ForSwap:
+		return &system{Place: p, kind: filesystem.Swap, mountpoint: "none"}
+	case layout.ForRoot:
+		return &system{Place: p, kind: filesystem.Kind(c.set.Filesystem), mountpoint: "/"}
+	}
+	return nil
+}
+
+// bootKind is what /boot is for a root of that kind: every loader, pygrub and
+// extlinux among them, reads ext.
+func bootKind(root string) filesystem.Kind {
+	if kind := filesystem.Kind(root); kind == filesystem.Ext2 || kind == filesystem.Ext3 {
+		return kind
+	}
+	return filesystem.Ext4
+}
+
+// writeTree makes the file systems, fills them, and at last, when every file is
+// good and stored, writes the table by which the disk shows them.
+func (c *creation) writeTree(ctx context.Context) error {
+	c.guard()
+	if err := deploy.Wipe(c.dev); err != nil {
+		return classify(Disk, err)
+	}
+	if err := c.makeSystems(ctx); err != nil {
+		return err
+	}
+	if err := c.fill(ctx); err != nil {
+		return err
+	}
+	for _, s := range c.tree.systems {
+		if err := s.setNames(ctx); err != nil {
+			return err
+		}
+	}
+	return classify(Disk, c.writeTable())
+}
+
+// makeSystems gives each partition a loop device and makes what it holds, but
+// for the ESP, which not each guest gets.
+func (c *creation) makeSystems(ctx context.Context) (err error) {
+	for _, p := range c.tree.places { // nothing of an old system must be found again
+		if err := c.dev.Zero(p.Start, min(p.Length, size.MiB)); err != nil {
+			return classify(Disk, err)
+		}
+	}
+	for _, s := range c.tree.systems {
+		if s.loop, err = block.Attach(c.dev.Path(), s.Start, s.Length, 512, false); err != nil {
+			return classify(Disk, err)
+		}
+		c.steps.Push("detach "+s.loop.Path(), s.loop.Detach)
+		if s.kind == filesystem.VFAT {
+			continue
+		}
+		options := filesystem.Options{Old: true}
+		if s.mountpoint == "/" {
+			options.Features = c.set.MkfsOptions
+		}
+		if s.info, err = filesystem.Make(ctx, s.loop.Path(), s.kind, options); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fill mounts the new file systems below one directory and unpacks the image
+// there. Nothing is mounted any more when it returns, and all is stored.
+func (c *creation) fill(ctx context.Context) (err error) {
+	var steps undo.Stack
+	defer steps.Unwind(&err)
+	dir := filepath.Join(mount.RunDir, "new")
+	for _, at := range []string{"/", "/boot"} {
+		s := c.tree.find(at)
+		if s == nil {
+			continue
+		}
+		if err := mount.Fresh(s.loop.Path(), s.kind, filepath.Join(dir, at), &steps); err != nil {
+			return err
+		}
+	}
+	for _, a := range c.tree.archives {
+		if err := c.unpack(ctx, a, filepath.Join(dir, a.below)); err != nil {
+			return err
+		}
+	}
+	root, err := guest.Open(dir)
+	if err != nil {
+		return err
+	}
+	steps.Push("close the guest's root", root.Close)
+	return c.settle(ctx, root)
+}
+
+func (t *treeImage) find(mountpoint string) *system {
+	for _, s := range t.systems {
+		if s.mountpoint == mountpoint {
+			return s
+		}
+	}
+	return nil
+}
+
+func (c *creation) unpack(ctx context.Context, a archive, dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("cannot make %s: %w", dir, err)
+	}
+	stats, err := unpack.Into(ctx, dir, a, unpack.Options{})
+	for _, warning := range a.Warnings() {
+		slog.Warn(warning, "image", a.path)
+	}
+	switch {
+	case errors.Is(err, unpack.ErrFull):
+		return classify(Disk, fmt.Errorf("%w; give the instance a larger disk, or less swap (SWAP_SIZE), or /boot another size (BOOT_SIZE)", err))
+	case err != nil && ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return classify(Image, fmt.Errorf("cannot unpack %s: %w", a.path, err))
+	}
+	slog.Info("unpacked the image", "file", a.path, "to", a.below, "entries", stats.Entries, "size", stats.Bytes)
+	if stats.Skipped > 0 {
+		slog.Warn("the file system does not take all that the image has", "number", stats.Skipped, "first", stats.FirstSkipped)
+	}
+	return nil
+}
+
+// settle makes the files that were unpacked a guest of this disk: it finds the
+// identifiers that they name, and tells them of the file systems and of the
+// serial console.
+func (c *creation) settle(ctx context.Context, root *guest.Root) error {
+	if !root.IsRoot() {
+		return classify(Image, fmt.Errorf("cannot use %s: it has no root file system of a Linux system in it (no /etc with fstab or hosts, and /bin)", c.tree.archives[0].path))
+	}
+	if err := makeMountPoints(root); err != nil {
+		return err
+	}
+	loaders := grub.FindLoaders(root)
+	c.chooseTable(loaders)
+	c.takeNames(root.NamedSystems())
+	if err := c.makeESP(ctx, root); err != nil {
+		return err
+	}
+	changes, err := root.SetFSTab(c.fstabSystems())
+	if err != nil {
+		return err
+	}
+	if device, speed := serialConsole(c.inst); device != "" {
+		more, err := root.EnableConsole(device, cmp.Or(speed, 115200)) // a login asks for one, even where there is none
+		if err != nil {
+			return err
+		}
+		changes = append(changes, more...)
+	}
+	for _, change := range changes {
+		slog.Info("guest: " + change)
+	}
+	c.sayWhetherItBoots()
+	return nil
+}
+
+// mountPoints are directories that an archive may be without, as they are empty
+// in it, and that no system starts without.
+var mountPoints = []struct {
+	path string
+	mode os.FileMode
+}{{"/dev", 0o755}, {"/proc", 0o555}, {"/sys", 0o555}, {"/run", 0o755}, {"/tmp", 0o777 | os.ModeSticky}}
+
+func makeMountPoints(root *guest.Root) error {
+	for _, m := range mountPoints {
+		if _, err := root.Lstat(m.path); err == nil {
+			continue
+		}
+		if err := root.MkdirAll(m.path, m.mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// chooseTable decides what was left open until it is known what boots the guest,
+// and numbers the partitions.
+func (c *creation) chooseTable(loaders grub.Loaders) {
+	t := c.tree
+	if t.kind == "" {
+		t.kind = layout.MBR
+		if loaders.EFI && !loaders.BIOS {
+			t.kind = layout.GPT
+		}
+	}
+	if t.kind == layout.MBR && !loaders.EFI { // nothing would use the ESP
+		t.places = slices.DeleteFunc(t.places, func(p layout.Place) bool { return p.Use == layout.ForESP })
+		t.systems = slices.DeleteFunc(t.systems, func(s *system) bool { return s.Use == layout.ForESP })
+	}
+	numbers := layout.Numbers(t.kind, t.places)
+	for _, s := range t.systems {
+		s.number = numbers[s.Use]
+	}
+}
+
+// volumeID is the number that FAT has in place of a UUID, as "1A2B-3C4D": what
+// the guest names, or one that is drawn.
+func (s *system) volumeID() uint32 {
+	id, err := strconv.ParseUint(strings.ReplaceAll(s.uuid, "-", ""), 16, 32)
+	if err != nil {
+		return rand.Uint32()
+	}
+	return uint32(id)
+}
+
+// makeESP makes the file system of the ESP, if there is to be one.
+func (c *creation) makeESP(ctx context.Context, root *guest.Root) error {
+	s := c.tree.find(espMountpoint)
+	if s == nil {
+		return nil
+	}
+	if err := grub.FormatESP(ctx, s.loop.Path(), s.volumeID()); err != nil {
+		return err
+	}
+	var err error
+	if s.info, err = filesystem.ProbeDevice(s.loop.Path()); err != nil {
+		return err
+	}
+	return root.MkdirAll(s.mountpoint, 0o700)
+}
+
+// takeNames has the new file systems get the identifiers by which the guest's
+// files name them, so that initial RAM disks, which nobody edits, stay true.
+func (c *creation) takeNames(named map[string]guest.Named) {
+	taken := map[string]bool{}
+	for _, s := range c.tree.systems {
+		n := named[cmp.Or(map[string]string{"none": "swap"}[s.mountpoint], s.mountpoint)]
+		if n.UUID != "" && !taken[n.UUID] {
+			s.uuid, taken[n.UUID] = n.UUID, true
+		}
+		if n.Label != "" && !taken[n.Label] && s.kind != filesystem.VFAT {
+			s.label, taken[n.Label] = n.Label, true
+		}
+		if n.PartUUID != "" && !taken[n.PartUUID] {
+			s.partUUID, taken[n.PartUUID] = n.PartUUID, true
+		}
+	}
+}
+
+// setNames gives what a partition holds the identifiers that the guest names.
+func (s *system) setNames(ctx context.Context) (err error) {
+	label := s.label
+	if len(label) > s.kind.LongestLabel() {
+		label = ""
+	}
+	if s.uuid == "" && label == "" || s.kind == filesystem.VFAT {
+		return nil
+	}
+	s.info, err = filesystem.SetNames(ctx, s.loop.Path(), s.kind, s.uuid, label)
+	return err
+}
+
+// fstabSystems is what the guest's fstab is to say.
+func (c *creation) fstabSystems() []guest.FSTabSystem {
+	var systems []guest.FSTabSystem
+	for _, s := range c.tree.systems {
+		uuid := cmp.Or(s.uuid, s.info.UUID) // it is set when nothing is mounted any more
+		entry := guest.FSTabSystem{Device: "UUID=" + uuid, Names: []string{"UUID=" + uuid}, Mountpoint: s.mountpoint, Type: string(s.kind)}
+		if s.label != "" && len(s.label) <= s.kind.LongestLabel() {
+			entry.Names = append(entry.Names, "LABEL="+s.label)
+		}
+		if id := c.tree.partUUID(s); id != "" {
+			entry.Names = append(entry.Names, "PARTUUID="+id)
+		}
+		systems = append(systems, entry)
+	}
+	return systems
+}
+
+// partUUID is the PARTUUID that the guest names a partition by, if a table of
+// the kind can have it.
+func (t *treeImage) partUUID(s *system) string {
+	if t.kind == layout.GPT && len(s.partUUID) == 36 {
+		return s.partUUID
+	}
+	if id, ok := t.diskID(); ok && t.kind == layout.MBR && s.number > 0 && s.partUUID == fmt.Sprintf("%08x-%02x", id, s.number) {
+		return s.partUUID
+	}
+	return ""
+}
+
+// diskID is the disk signature that the guest's PARTUUIDs begin with.
+func (t *treeImage) diskID() (id uint32, ok bool) {
+	for _, s := range slices.Backward(t.systems) {
+		var number int
+		if n, _ := fmt.Sscanf(s.partUUID, "%08x-%02x", &id, &number); n == 2 && len(s.partUUID) == 11 && number == s.number && id != 0 {
+			return id, true
+		}
+	}
+	return 0, false
+}
+
+// writeTable stores all that was written and then has the disk show it.
+func (c *creation) writeTable() error {
+	for _, s := range c.tree.systems {
+		if err := s.loop.Sync(); err != nil {
+			return err
+		}
+	}
+	if err := c.dev.Sync(); err != nil {
+		return err
+	}
+	ids := layout.IDs{GUIDs: map[layout.Use]string{}}
+	ids.DiskID, _ = c.tree.diskID()
+	for _, s := range c.tree.systems {
+		if c.tree.kind == layout.GPT {
+			ids.GUIDs[s.Use] = c.tree.partUUID(s)
+		}
+	}
+	plan, err := layout.Create(c.tree.kind, c.dev.Size(), c.tree.places, ids)
+	if err != nil {
+		return err
+	}
+	if err := c.dev.Apply(plan); err != nil {
+		return err
+	}
+	for _, s := range c.tree.systems {
+		slog.Info("partition", "number", s.number, "for", s.Use, "holds", s.kind, "size", s.Length, "uuid", s.info.UUID)
+	}
+	c.table, err = layout.Read(c.dev, c.dev.Size())
+	return err
+}
+
+// serialConsole is the console that the hypervisor connects for the instance, by
+// the guest's name for it; empty where there is none. The speed is in bits per
+// second.
+func serialConsole(inst osapi.Instance) (device string, speed int) {
+	switch {
+	case inst.Hypervisor == "xen-pvm":
+		return "hvc0", 0
+	case inst.Hypervisor == "xen-hvm", inst.Hypervisor == "kvm" && inst.HVParams["serial_console"] == "True":
+		speed, err := strconv.Atoi(inst.HVParams["serial_speed"])
+		if err != nil || speed <= 0 {
+			speed = 38400 // Ganeti's default
+		}
+		return "ttyS0", speed
+	}
+	return "", 0
+}
+
+// sayWhetherItBoots warns of a disk that nothing boots from.
+func (c *creation) sayWhetherItBoots() {
+	if c.inst.ExternalKernel() || c.wantsLoader() {
+		return
+	}
+	slog.Warn("this guest will not boot by itself: no boot loader is installed; " +
+		"enable the hook grub (ganeti-image hooks enable grub), set GRUB=auto, or give the instance a kernel of the node (kernel_path)")
+}
+
+// installLoader makes the guest boot, where the setting GRUB asks for that and
+// not the hook, which does the same.
+func (c *creation) installLoader(ctx context.Context, t *mount.Tree, steps *undo.Stack) error {
+	if c.tree == nil || c.set.GRUB != "auto" || c.enabled("grub") {
+		return nil
+	}
+	path, err := c.blockDevice(steps)
+	if err != nil {
+		return err
+	}
+	return makeBootable(ctx, &customisation{root: t.Root, set: c.set, inst: c.inst}, path, number(t.RootPart), number(t.BootPart))
+}
+
+func number(p *mount.Part) int {
+	if p == nil {
+		return 0
+	}
+	return p.Number
+}

@@ -1,0 +1,212 @@
+package unpack
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ganeti-instance-image/internal/tree"
+)
+
+// Inode flags of ioctl_iflags(2) that are set. The others tell how a file system
+// stores the file, or are of one file system only.
+const (
+	flagImmutable = 0x10
+	flagAppend    = 0x20
+	flagNoDump    = 0x40
+	flagNoAtime   = 0x80
+
+	keptFlags = flagImmutable | flagAppend | flagNoDump | flagNoAtime
+)
+
+const (
+	accessACL    = "system.posix_acl_access"
+	defaultACL   = "system.posix_acl_default"
+	capabilities = "security.capability"
+)
+
+// owner, mode and times are what every entry has.
+type owner struct{ uid, gid uint32 }
+
+// inode is an open file, or a name in an open directory, that gets attributes.
+type inode struct {
+	name string // for messages
+	fd   int    // -1 where there is
+	path string // one of the node that means the name
+	// follow is set where the path is a link of /proc itself; where it is not, a
+	// link in the directory is what gets the attributes.
+	follow bool
+}
+
+// describe gives an open file what the archive says of it. The owner comes first,
+// since a new owner takes away set-id bits and capabilities; the access control
+// list behind the mode, which it is finer than; and the times last.
+func (u *unpacking) describe(name string, fd int, e *tree.Entry) error {
+	file := inode{name: name, fd: fd}
+	if err := u.chown(file, owner{e.UID, e.GID}); err != nil {
+		return err
+	}
+	if err := unix.Fchmod(fd, e.Mode&0o7777); err != nil {
+		return fmt.Errorf("cannot set its mode: %w", err)
+	}
+	if err := u.attributes(file, e.Xattrs); err != nil {
+		return err
+	}
+	u.keepFlags(name, e)
+	return setTimes(fd, "", e.AccessTime, e.ModTime)
+}
+
+// describeNode does so for what cannot be opened: links, devices and pipes.
+func (u *unpacking) describeNode(name string, dir int, base string, e *tree.Entry) error {
+	file := inode{name: name, fd: -1, path: "/proc/self/fd/" + strconv.Itoa(dir) + "/" + base}
+	if err := u.chown(file, owner{e.UID, e.GID}); err != nil {
+		return err
+	}
+	if e.Type != tree.Symlink {
+		if err := unix.Fchmodat(dir, base, e.Mode&0o7777, 0); err != nil {
+			return fmt.Errorf("cannot set its mode: %w", err)
+		}
+	}
+	if err := u.attributes(file, e.Xattrs); err != nil {
+		return err
+	}
+	return setTimes(dir, base, e.AccessTime, e.ModTime)
+}
+
+// chown changes the owner. FAT, which has none, refuses any but its own.
+func (u *unpacking) chown(file inode, o owner) error {
+	// The kernel takes it for "as it was".
+	if o.uid == 1<<32-1 || o.gid == 1<<32-1 {
+		return fmt.Errorf("its owner %d:%d does not exist", o.uid, o.gid)
+	}
+	var err error
+	if file.path == "" {
+		err = unix.Fchown(file.fd, int(o.uid), int(o.gid))
+	} else {
+		err = unix.Lchown(file.path, int(o.uid), int(o.gid))
+	}
+	if errors.Is(err, unix.EPERM) {
+		u.skip(file.name, fmt.Sprintf("the owner %d:%d", o.uid, o.gid), err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("cannot set its owner: %w", err)
+	}
+	return nil
+}
+
+// skip counts what a file system did not take.
+func (u *unpacking) skip(name, what string, err error) {
+	if u.stats.Skipped++; u.stats.Skipped == 1 {
+		u.stats.FirstSkipped = fmt.Sprintf("%s of %s cannot be set on its file system: %v", what, quoted(name), err)
+	}
+}
+
+func (u *unpacking) attributes(file inode, xattrs map[string][]byte) error {
+	for name, value := range xattrs {
+		if err := u.attribute(file, name, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (u *unpacking) attribute(file inode, name string, value []byte) error {
+	if strings.IndexByte(name, 0) >= 0 {
+		return fmt.Errorf("its attribute %s has a zero byte in its name", quoted(name))
+	}
+	var err error
+	switch {
+	case file.path == "":
+		err = unix.Fsetxattr(file.fd, name, value, 0)
+	case file.follow:
+		err = unix.Setxattr(file.path, name, value, 0)
+	default:
+		err = unix.Lsetxattr(file.path, name, value, 0)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case decidesAccess(name) || !u.mayLack(err):
+		return fmt.Errorf("cannot set its attribute %s: %w", quoted(name), err)
+	}
+	u.skip(file.name, "the attribute "+quoted(name), err)
+	return nil
+}
+
+// decidesAccess tells the attributes that a file must have or not be there:
+// without them a program lacks a right, or anybody has one.
+func decidesAccess(name string) bool {
+	return name == capabilities || name == accessACL || name == defaultACL
+}
+
+// mayLack tells the errors of an attribute that a file system does not take, or
+// not from us, or not as large. Where it is full, nothing may be left out.
+func (u *unpacking) mayLack(err error) bool {
+	for _, e := range []error{unix.ENOTSUP, unix.EPERM, unix.EINVAL, unix.E2BIG, unix.ERANGE} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	var fs unix.Statfs_t
+	return errors.Is(err, unix.ENOSPC) && unix.Fstatfs(u.root, &fs) == nil && fs.Bavail > 64 && fs.Ffree > 0
+}
+
+// amend sets the attributes that the source knows only now.
+func (u *unpacking) amend() error {
+	src, ok := u.src.(amendingSource)
+	if !ok {
+		return nil
+	}
+	for _, e := range src.Amendments() {
+		name, err := clean(e.Name)
+		if err == nil {
+			err = u.amendOne(name, e.Xattrs)
+		}
+		if err != nil {
+			return u.explain(name, err)
+		}
+	}
+	return nil
+}
+
+func (u *unpacking) amendOne(name string, xattrs map[string][]byte) error {
+	fd, err := u.parents.resolve(name, unix.O_PATH|unix.O_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFDIR {
+		return nil
+	}
+	// The file is not open, only named, so that this is the way to it.
+	return u.attributes(inode{name: name, fd: -1, path: "/proc/self/fd/" + strconv.Itoa(fd), follow: true}, xattrs)
+}
+
+// setTimes sets the times of an open file, or of a name in an open directory.
+func setTimes(fd int, base string, access, modified time.Time) error {
+	times := [2]unix.Timespec{timespec(access), timespec(modified)}
+	if err := utimensat(fd, base, &times); err != nil {
+		return fmt.Errorf("cannot set its times: %w", err)
+	}
+	return nil
+}
+
+// timespec is a time as utimensat(2) takes it, where a zero one is left as it is.
+func timespec(t time.Time) unix.Timespec {
+	if t.IsZero() {
+		return unix.Timespec{Nsec: unix.UTIME_OMIT}
+	}
+	return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
+}
