@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 
@@ -33,8 +34,10 @@ var makers = map[Kind]maker{
 	XFS: {command: []string{"mkfs.xfs", "-q", "-f"}, least: 300 * size.MiB,
 		// xfsprogs has files of old features, but Debian 12's ask for what its mkfs.xfs does not know.
 		features: [][]string{{"-m", "bigtime=0,inobtcount=0", "-i", "nrext64=0"}, {"-m", "bigtime=0,inobtcount=0"}},
-		old: [][]string{{"-m", "bigtime=0,inobtcount=0,reflink=0", "-i", "nrext64=0"}, {"-m", "bigtime=0,inobtcount=0,reflink=0"},
-			{"-m", "reflink=0"}}},
+		old: [][]string{
+			{"-m", "bigtime=0,inobtcount=0,reflink=0,rmapbt=0", "-i", "nrext64=0,sparse=0"},
+			{"-m", "bigtime=0,inobtcount=0,reflink=0,rmapbt=0", "-i", "sparse=0"},
+			{"-m", "reflink=0,rmapbt=0", "-i", "sparse=0"}}},
 	Btrfs: {command: []string{"mkfs.btrfs", "-q", "-f"}, least: 128 * size.MiB,
 		old: [][]string{{"-O", "^free-space-tree,^block-group-tree"}, {"-O", "^free-space-tree"}, {"-R", "^free-space-tree"}}},
 	Swap: {command: []string{"mkswap", "-f"}, least: size.MiB},
@@ -74,6 +77,10 @@ func Make(ctx context.Context, dev string, kind Kind, options Options) (Info, er
 		if err == nil {
 			return ProbeDevice(dev)
 		}
+		if ctx.Err() != nil {
+			break
+		}
+		slog.Debug("mkfs is tried with other options", "cause", err)
 	}
 	return Info{}, err
 }

@@ -106,6 +106,11 @@ func TestOwnFeatures(t *testing.T) {
 }
 
 func TestSetNamesRefuses(t *testing.T) {
+	for _, label := range []string{"$(>pwn)", "a b", "'", "-x", "a\nb", "`x`"} {
+		if _, err := SetNames(t.Context(), "/dev/null", XFS, "", label); err == nil || !strings.Contains(err.Error(), "not allowed") {
+			t.Errorf("%q: %v", label, err)
+		}
+	}
 	if _, err := SetNames(t.Context(), "/dev/null", NTFS, "x", ""); err == nil || !strings.Contains(err.Error(), "no program for it is known") {
 		t.Error(err)
 	}

@@ -3,6 +3,7 @@ package filesystem
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
 
 	"ganeti-instance-image/internal/run"
@@ -38,16 +39,22 @@ func (k Kind) Namers() []string {
 	return tools
 }
 
+// nameShape is what SetNames hands on to programs: xfs_admin is a shell script
+// that evaluates its arguments.
+var nameShape = regexp.MustCompile(`^[A-Za-z0-9_./:@+][A-Za-z0-9_./:@+-]*$`)
+
 // LongestLabel is how many bytes a label of the kind can have.
 func (k Kind) LongestLabel() int { return namers[k].longest }
 
-// SetNames gives what dev holds the UUID and the label, each unless it is empty,
-// as
-// blkid(8) writes them, and returns what is there now.
+// SetNames gives what dev holds the UUID and the label, as blkid(8) writes them,
+// each unless it is empty, and returns what is there now.
 func SetNames(ctx context.Context, dev string, kind Kind, uuid, label string) (Info, error) {
 	n, ok := namers[kind]
 	if !ok {
 		return Info{}, fmt.Errorf("cannot give %s on %s a UUID: no program for it is known", kind, dev)
+	}
+	if name := uuid + label; !nameShape.MatchString(name) {
+		return Info{}, fmt.Errorf("cannot name the %s on %s: %+q has a character that is not allowed", kind, dev, name)
 	}
 	if uuid != "" {
 		if err := n.setUUID(ctx, dev, uuid); err != nil {

@@ -114,23 +114,32 @@ func coreRoom(table *layout.Table) (at, room size.Bytes, err error) {
 	return 0, 0, unfit("the disk has a GPT without a BIOS boot partition, so that there is no room for GRUB")
 }
 
-// biosSource is where GRUB's files come from: the guest, whose configuration
-// they fit, or else this node. done is to be called when they were read.
+// biosSource is where GRUB's files come from. done is to be called when they
+// were read.
 func biosSource(t Target, l Loaders) (dir moduleDir, done func(), err error) {
-	if l.BIOS {
-		return moduleDir{root: t.Root, path: l.BIOSDir}, func() {}, nil
+	dir, done, err = biosDir(t.Root, l)
+	if err != nil || !dir.node {
+		return dir, done, err
 	}
-	node, err := guest.Open("/")
-	if err != nil {
-		return moduleDir{}, nil, err
-	}
-	done = func() { node.Close() }
-	dir = moduleDir{root: node, path: findBIOS(node), node: true}
 	if err := dir.fits(t.Root); err != nil {
 		done()
 		return moduleDir{}, nil, err
 	}
 	return dir, done, nil
+}
+
+// biosDir is the directory with GRUB's files for BIOS that are installed: the
+// guest's, whose configuration they fit, or else this node's, with an empty path
+// where it has none.
+func biosDir(root *guest.Root, l Loaders) (dir moduleDir, done func(), err error) {
+	if l.BIOS {
+		return moduleDir{root: root, path: l.BIOSDir}, func() {}, nil
+	}
+	node, err := guest.Open("/")
+	if err != nil {
+		return moduleDir{}, nil, err
+	}
+	return moduleDir{root: node, path: findBIOS(node), node: true}, func() { node.Close() }, nil
 }
 
 // fits tells whether this node's GRUB can read the guest's configuration.

@@ -25,9 +25,10 @@ type verdict struct {
 
 // scope is what is known of the place a command line stands in.
 type scope struct {
-	initrd  bool // an initial RAM disk is loaded along with the kernel
-	partial bool // other files have the root= argument
-	only    bool // nothing is added, but for consoles where there are any: what comes last there wins
+	initrd  bool  // an initial RAM disk is loaded along with the kernel
+	partial bool  // other files have the root= argument
+	beside  []arg // other arguments of the same command line, before or behind
+	only    bool  // nothing is added, but for consoles where there are any: what comes last there wins
 }
 
 // splitArgs cuts a command line at the blanks outside of double quotes. Places
@@ -53,6 +54,30 @@ func splitArgs(text string, base int) []arg {
 		args[i].fixed = strings.Contains(args[i].text, "$")
 	}
 	return args
+}
+
+// SplitArgs cuts a kernel's command line at the blanks outside of double quotes,
+// which stay in the arguments.
+func SplitArgs(line string) []string {
+	var found []string
+	for _, a := range splitArgs(line, 0) {
+		found = append(found, a.text)
+	}
+	return found
+}
+
+// CheckArgs refuses kernel arguments that would end a line or a word of the
+// files they are written to.
+func CheckArgs(args []string) error {
+	for _, a := range args {
+		if a == "" || strings.ContainsFunc(a, func(r rune) bool { return r < ' ' || r > '~' }) || strings.ContainsAny(a, "'$`\\") {
+			return fmt.Errorf("the kernel argument %s has a character that a boot loader would take for its own; use printable ASCII without ' $ ` and backslash", strconv.QuoteToASCII(a))
+		}
+		if len(splitArgs(a, 0)) != 1 || strings.Count(a, `"`)%2 != 0 {
+			return fmt.Errorf("%q is not one kernel argument; put double quotes around what has blanks", a)
+		}
+	}
+	return nil
 }
 
 // sameArg tells whether two arguments are one to the kernel, quotes aside.
@@ -89,13 +114,17 @@ func (f *facts) mendArgs(args []arg, s scope) (verdicts []verdict, added []strin
 			verdicts[i].text = "rootfstype=" + string(f.root.Kind)
 		case f.plainRoot && slices.Contains(volumeArgs, name):
 			verdicts[i].drop = true
+		case f.plainRoot && name == "resume" && isDeviceName(value):
+			verdicts[i].drop = true
+		case f.isReplaced(a.text):
+			verdicts[i].drop = true
 		}
 	}
 	if lazy {
 		return verdicts, nil
 	}
 	if s.only {
-		if slices.ContainsFunc(args, func(a arg) bool { return strings.HasPrefix(a.text, "console=") }) {
+		if slices.ContainsFunc(args, isConsole) {
 			added = f.consoles(args, verdicts, nil)
 		}
 		return verdicts, added
@@ -107,16 +136,41 @@ func (f *facts) mendArgs(args []arg, s scope) (verdicts []verdict, added []strin
 		}
 	}
 	for _, wanted := range f.args {
-		if !hasArg(args, verdicts, added, wanted) {
+		isWanted := func(a arg) bool { return sameArg(a.text, wanted) }
+		if !hasArg(args, verdicts, added, wanted) && !slices.ContainsFunc(s.beside, isWanted) {
 			added = append(added, wanted)
 		}
+	}
+	if slices.ContainsFunc(s.beside, isConsole) { // there they were mended
+		if !slices.ContainsFunc(f.args, f.serial.isConsole) {
+			f.dropConsoles(args, verdicts, false)
+		}
+		return verdicts, added
 	}
 	return verdicts, append(added, f.consoles(args, verdicts, added)...)
 }
 
+func isConsole(a arg) bool { return strings.HasPrefix(a.text, "console=") }
+
+// isReplaced tells whether the site has another argument for the same console.
+func (f *facts) isReplaced(text string) bool {
+	device, _, _ := strings.Cut(text, ",")
+	return strings.HasPrefix(text, "console=") && slices.ContainsFunc(f.args, func(own string) bool {
+		ownDevice, _, _ := strings.Cut(own, ",")
+		return ownDevice == device
+	}) && !slices.ContainsFunc(f.args, func(own string) bool { return sameArg(own, text) })
+}
+
+// isDeviceName tells whether a value names a device by what the old system
+// called it: a logical volume, or a disk of the kernel's.
+func isDeviceName(value string) bool {
+	return strings.HasPrefix(value, "/dev/") && !strings.HasPrefix(value, "/dev/disk/")
+}
+
 // volumeArgs name volumes in which the root was found. dracut and mkinitcpio
 // wait for them, in vain if the root is a plain partition.
-var volumeArgs = []string{"rd.lvm.lv", "rd.lvm.vg", "rd.luks.uuid", "rd.luks.name", "rd.md.uuid", "cryptdevice"}
+var volumeArgs = []string{"rd.lvm.lv", "rd.lvm.vg", "rd.luks.uuid", "rd.luks.name", "rd.md.uuid", "cryptdevice",
+	"rd_LVM_LV", "rd_LVM_VG", "rd_LUKS_UUID", "rd_MD_UUID"}
 
 func hasArg(args []arg, verdicts []verdict, added []string, wanted string) bool {
 	for i := range args {

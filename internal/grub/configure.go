@@ -2,6 +2,7 @@ package grub
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -23,6 +24,11 @@ type configFile struct {
 	limit   size.Bytes
 	mend    func(f *facts, text string) (string, error)
 }
+
+// leave is why a file stays as it is although nothing failed.
+type leave string
+
+func (l leave) Error() string { return string(l) }
 
 // always is for what can always be mended.
 func always(mend func(f *facts, text string) string) func(*facts, string) (string, error) {
@@ -76,6 +82,7 @@ type editor struct {
 	*facts
 	tree    *guest.Root
 	distro  guest.Distro
+	loaders Loaders
 	kernels []Kernel
 	entries []string // Boot Loader Specification entries on the file system of /boot
 	changes []string
@@ -93,12 +100,17 @@ func Configure(t Target) (changes []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &editor{facts: f, tree: t.Root, distro: t.Root.Distro(), entries: t.Root.Glob("/boot/loader/entries/*.conf")}
+	e := &editor{facts: f, tree: t.Root, distro: t.Root.Distro(), loaders: FindLoaders(t.Root), entries: t.Root.Glob("/boot/loader/entries/*.conf")}
+	if f.separate && !t.External {
+		if err := e.copyLinked(); err != nil {
+			return e.changes, err
+		}
+	}
 	if e.kernels, err = Kernels(t.Root); err != nil {
-		return nil, err
+		return e.changes, err
 	}
 	if !t.External && !e.canBoot() {
-		return nil, fmt.Errorf("cannot configure the boot loader: %w: /boot holds no vmlinuz, vmlinux, kernel or bzImage, no loader/entries and no EFI/Linux; install a kernel in the image, or set the instance's kernel_path", ErrNoKernel)
+		return e.changes, fmt.Errorf("cannot configure the boot loader: %w: /boot holds no vmlinuz, vmlinux, kernel or bzImage, no loader/entries and no EFI/Linux; install a kernel in the image, or set the instance's kernel_path", ErrNoKernel)
 	}
 	steps := []func() error{e.mendFiles, e.mendDefaultFiles}
 	if !t.External {
@@ -140,7 +152,7 @@ func (e *editor) exists(name string) bool {
 		name = name[i+1:]
 	}
 	_, rest, _ := cutBoot(name)
-	return strings.HasPrefix(name, "/") && (e.tree.Exists(name) || e.tree.Exists("/boot"+rest))
+	return strings.HasPrefix(name, "/") && (e.tree.Exists(name) || e.tree.Exists("/boot"+rest) || e.tree.Exists("/boot"+strings.TrimPrefix(name, e.prefix)))
 }
 
 // cfgs are the files that GRUB itself reads first.
@@ -189,6 +201,10 @@ func (e *editor) mendFile(name string, limit size.Bytes, mend func(f *facts, tex
 		return err
 	}
 	text, err := mend(e.facts, string(old))
+	if why := leave(""); errors.As(err, &why) {
+		e.changes = append(e.changes, fmt.Sprintf("left %s as it is: %s", printable(name), why))
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("cannot edit %s in the guest: %w", printable(name), err)
 	}
@@ -216,27 +232,36 @@ func printable(name string) string {
 
 // mendDefaultFiles mends what grub-mkconfig will read when the guest runs it.
 func (e *editor) mendDefaultFiles() error {
-	const file, dropIns = "/etc/default/grub", "/etc/default/grub.d"
+	const file = "/etc/default/grub"
 	if e.distro.Family != guest.Debian && e.distro.Family != guest.Ubuntu {
 		return e.mendFile(file, textLimit, always((*facts).mendDefaults))
 	}
 	if !e.tree.Exists(file) && !e.tree.Exists("/usr/sbin/update-grub") {
 		return nil
 	}
-	const own = dropIns + "/99-ganeti.cfg"
-	for _, name := range append([]string{file}, e.tree.Glob(dropIns+"/*.cfg")...) {
-		if name == own {
-			continue
-		}
+	for _, name := range e.defaultFiles() {
 		if err := e.mendFile(name, textLimit, always((*facts).correctDefaults)); err != nil {
 			return err
 		}
 	}
-	return e.writeDropIn(own)
+	return e.writeDropIn(ownDropIn)
+}
+
+const ownDropIn = "/etc/default/grub.d/99-ganeti.cfg"
+
+// defaultFiles are the files that grub-mkconfig reads one after the other, but
+// for the one that is written here.
+func (e *editor) defaultFiles() []string {
+	files := []string{"/etc/default/grub"}
+	if e.distro.Family == guest.Debian || e.distro.Family == guest.Ubuntu {
+		files = append(files, e.tree.Glob("/etc/default/grub.d/*.cfg")...)
+	}
+	files = slices.DeleteFunc(files, func(name string) bool { return name == ownDropIn })
+	return files[:min(len(files), maxEntries)]
 }
 
 func (e *editor) writeDropIn(name string) error {
-	text := e.newDropIn()
+	text := e.newDropIn(splitArgs(e.defaultArgs(), 0))
 	switch old := e.read(name); {
 	case old == text:
 		return nil
@@ -297,34 +322,113 @@ func (e *editor) readEntries() []string {
 	return texts
 }
 
-// addCfg writes a grub.cfg where there is none. Xen's pygrub needs one of its
-// own making, see addForXen.
+// addCfg writes a grub.cfg where there is none, or none of use. Xen's pygrub
+// needs one of its own making, see addForXen.
 func (e *editor) addCfg() error {
-	if len(e.cfgs()) > 0 || e.hypervisor == "xen-pvm" {
+	if e.hypervisor == "xen-pvm" {
 		return nil
 	}
-	return e.writeCfg(e.grubDir()+"/grub.cfg", len(e.entries) > 0 && e.hasBLSCfg())
+	names := e.cfgs()
+	if len(names) == 0 {
+		names = []string{e.grubDir() + "/grub.cfg"}
+	}
+	for _, name := range names {
+		if text := e.read(name); !e.isOfUse(text) {
+			if err := e.writeCfg(name, text, e.blsUse()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
-func (e *editor) writeCfg(name string, blscfg bool) error {
+// isOfUse tells whether a grub.cfg is the guest's and loads a kernel that is
+// there, or whatever another file says.
+func (e *editor) isOfUse(text string) bool {
+	return !strings.HasPrefix(text, cfgMark) && slices.ContainsFunc(parseScript(text), func(c command) bool {
+		switch name := c.name(); {
+		case slices.Contains([]string{"blscfg", "configfile", "legacy_configfile"}, name):
+			return true
+		case loadsLinux(c) || strings.HasPrefix(name, "multiboot") && len(c.words) > 1:
+			return c.words[1].variable || e.exists(c.words[1].text)
+		}
+		return false
+	})
+}
+
+// writeCfg writes a grub.cfg in the place of what it says.
+func (e *editor) writeCfg(name, old string, bls blsUse) error {
 	var items []item
-	if !blscfg {
+	if bls.menu {
 		items = e.items()
 	}
-	if !blscfg && len(items) == 0 {
-		return nil // only unified kernel images
+	text := e.newCfg(items, bls)
+	if bls.menu && len(items) == 0 || text == old {
+		return nil // only unified kernel images, or all is done
 	}
 	if err := e.tree.MkdirAll(path.Dir(name), 0o755); err != nil {
 		return err
 	}
-	return e.write(name, e.newCfg(items, blscfg), "wrote")
+	if err := e.write(name, text, "wrote"); err != nil {
+		return err
+	}
+	if old != "" && !strings.HasPrefix(old, cfgMark) {
+		e.changes[len(e.changes)-1] += " anew: what was there loads no kernel that is there"
+	}
+	var without []string
+	for _, it := range items {
+		if len(it.initrds) == 0 {
+			without = append(without, path.Base(it.linux))
+		}
+	}
+	if len(without) > 0 {
+		e.changes = append(e.changes, fmt.Sprintf("%s starts without an initial RAM disk, as /boot has none: %s", printable(name), printable(strings.Join(without, ", "))))
+	}
+	return nil
 }
 
-// hasBLSCfg tells whether the guest's GRUB for BIOS can read entries itself.
+// blsUse says where a grub.cfg that is written reads Boot Loader Specification
+// entries itself. Kernels that the guest installs later are in these alone.
+type blsUse struct {
+	bios, efi bool
+	menu      bool // it has a menu as well
+	first     bool // under the firmware that reads entries the menu comes second, as there are no entries yet
+}
+
+func (e *editor) blsUse() blsUse {
+	use := blsUse{bios: e.hasBLSCfg(), efi: e.efiHasBLSCfg(), first: len(e.entries) == 0}
+	family := e.distro.Family
+	if use.first && family != guest.RHEL && family != guest.Fedora {
+		return blsUse{menu: true}
+	}
+	use.efi = use.efi || use.bios && !e.loaders.EFI
+	use.bios = use.bios && use.efi
+	use.menu = use.first || !use.bios
+	return use
+}
+
+// hasBLSCfg tells whether the GRUB for BIOS that will be installed can read
+// entries itself.
 func (e *editor) hasBLSCfg() bool {
-	return slices.ContainsFunc([]string{"/boot/grub2", "/boot/grub", "/usr/lib/grub"}, func(dir string) bool {
-		return e.tree.Exists(dir + "/i386-pc/blscfg.mod")
-	})
+	dir, done, err := biosDir(e.tree, e.loaders)
+	if err != nil {
+		return false
+	}
+	defer done()
+	return dir.path != "" && hasFiles(dir.root, dir.path, "blscfg.mod")
+}
+
+// efiHasBLSCfg tells the same of the guest's GRUB for UEFI. Red Hat's has the
+// command built in.
+func (e *editor) efiHasBLSCfg() bool {
+	if !e.loaders.EFI || e.loaders.efi.systemd {
+		return false
+	}
+	if e.distro.Family == guest.RHEL || e.distro.Family == guest.Fedora {
+		return true
+	}
+	dir := efiModules(e.tree, e.loaders.efi.arch)
+	return dir != "" && hasFiles(e.tree, dir, "blscfg.mod")
 }
 
 // addForBIOS adds a menu to a grub.cfg that only calls blscfg, where the guest
@@ -340,7 +444,7 @@ func (e *editor) addForBIOS() error {
 		if len(items) == 0 {
 			continue
 		}
-		menu := strings.TrimPrefix(e.newCfg(items, false), cfgMark)
+		menu := strings.TrimPrefix(e.newCfg(items, blsUse{menu: true}), cfgMark)
 		text = strings.TrimRight(text, "\n") + "\n" + cfgMark + "if [ x$grub_platform = xpc ]; then\n" + menu + "fi\n"
 		if err := e.write(name, text, "added a menu to"); err != nil {
 			return err
@@ -365,7 +469,7 @@ func (e *editor) addForXen() error {
 	if e.hypervisor != "xen-pvm" {
 		return nil
 	}
-	if cfgs := e.cfgs(); len(cfgs) > 0 && hasMenu(e.read(cfgs[0])) {
+	if cfgs := e.cfgs(); len(cfgs) > 0 && hasMenu(e.read(cfgs[0])) && e.isOfUse(e.read(cfgs[0])) {
 		return nil
 	}
 	exists := func(name string) bool { return e.tree.Exists(name) }
@@ -374,7 +478,8 @@ func (e *editor) addForXen() error {
 	if len(e.cfgs()) == 0 && isLegacy && !isExtlinux {
 		return nil
 	}
-	return e.writeCfg("/boot/grub/grub.cfg", false)
+	const name = "/boot/grub/grub.cfg"
+	return e.writeCfg(name, e.read(name), blsUse{menu: true})
 }
 
 // items are the entries of a menu that is written: those of the Boot Loader
@@ -447,11 +552,14 @@ func (e *editor) baseArgs() string {
 	return "ro " + withoutVariables(e.defaultArgs())
 }
 
+// defaultArgs are the arguments that grub-mkconfig gives every kernel: of the
+// files that it reads the last one wins.
 func (e *editor) defaultArgs() string {
-	text := e.read("/etc/default/grub")
-	all, _, _ := findShell(text, "GRUB_CMDLINE_LINUX")
-	usual, _, _ := findShell(text, "GRUB_CMDLINE_LINUX_DEFAULT")
-	return all.text + " " + usual.text
+	var texts []string
+	for _, name := range e.defaultFiles() {
+		texts = append(texts, e.read(name))
+	}
+	return shellFiles(texts, "GRUB_CMDLINE_LINUX") + " " + shellFiles(texts, "GRUB_CMDLINE_LINUX_DEFAULT")
 }
 
 // withoutVariables leaves out what only the file it is from can resolve, and

@@ -10,6 +10,7 @@ type shellValue struct {
 	start, end int  // the value with its quotes
 	quote      byte // 0 for none
 	text       string
+	expands    bool // it is what a command or a variable gives, without quotes
 }
 
 // findShell finds the last assignment to a variable in a shell file, and says
@@ -36,8 +37,7 @@ func readShell(text string, start int) (shellValue, bool) {
 		c := text[v.end]
 		switch {
 		case v.quote == 0 && strings.IndexByte(" \t\r\n;#", c) >= 0:
-			v.text = text[start:v.end]
-			return v, !strings.ContainsAny(v.text, `"'\`)
+			return v.bare(text[start:v.end])
 		case v.quote != 0 && c == v.quote:
 			v.text = text[start+1 : v.end]
 			v.end++
@@ -46,8 +46,27 @@ func readShell(text string, start int) (shellValue, bool) {
 			v.end++
 		}
 	}
-	v.end, v.text = len(text), text[start:]
-	return v, v.quote == 0 && !strings.ContainsAny(v.text, `"'\`)
+	v.end = len(text)
+	if v.quote == 0 {
+		return v.bare(text[start:])
+	}
+	return v, false
+}
+
+// bare is a value without quotes. Where a command or a variable stands in it,
+// it need not end at a blank.
+func (v shellValue) bare(text string) (shellValue, bool) {
+	v.text, v.expands = text, strings.ContainsAny(text, "`$(){}")
+	return v, !v.expands && !strings.ContainsAny(text, `"'\`)
+}
+
+// shellArgs is the command line in a variable.
+func shellArgs(text, name string) []arg {
+	v, _, readable := findShell(text, name)
+	if !readable {
+		return nil
+	}
+	return splitArgs(strings.ReplaceAll(v.text, `\"`, `"`), 0)
 }
 
 // mendVariable mends the command line in a shell variable. Where there is none
@@ -58,6 +77,9 @@ func (f *facts) mendVariable(text, name string, s scope) string {
 		if args := f.mendText("", s); args != "" {
 			text = addLine(text, name+`="`+escapeDouble(args)+`"`)
 		}
+	}
+	if args := f.mendText("", s); v.expands && !s.only && args != "" {
+		return addLine(text, fmt.Sprintf(`%s="$%s %s"`, name, name, escapeDouble(args)))
 	}
 	if !readable {
 		return text
@@ -101,6 +123,8 @@ func splitEscaped(text string) []arg {
 func setShell(text, name, value string) string {
 	v, found, readable := findShell(text, name)
 	switch {
+	case v.expands:
+		return addLine(text, name+`="`+value+`"`)
 	case readable && v.text == value || found && !readable:
 		return text
 	case found:
@@ -120,7 +144,7 @@ func addLine(text, line string) string {
 // grub-mkconfig reads.
 func (f *facts) mendDefaults(text string) string {
 	text = f.mendVariable(text, "GRUB_CMDLINE_LINUX_DEFAULT", scope{partial: true, only: true})
-	text = f.mendVariable(text, "GRUB_CMDLINE_LINUX", scope{partial: true})
+	text = f.mendVariable(text, "GRUB_CMDLINE_LINUX", scope{partial: true, beside: shellArgs(text, "GRUB_CMDLINE_LINUX_DEFAULT")})
 	if _, ok := f.serial.unit(); ok {
 		if v, _, _ := findShell(text, "GRUB_TERMINAL"); !strings.Contains(v.text, "serial") {
 			text = setShell(text, "GRUB_TERMINAL", "console serial")
@@ -143,15 +167,35 @@ func (f *facts) correctDefaults(text string) string {
 	return text
 }
 
+// maxShellValue bounds a variable that refers to itself in each file.
+const maxShellValue = 64 << 10
+
+// shellFiles is the value of a variable after several files, each of which may
+// refer to the value before, once.
+func shellFiles(texts []string, name string) string {
+	value := ""
+	for _, text := range texts {
+		if v, _, readable := findShell(text, name); readable {
+			next := strings.ReplaceAll(v.text, `\"`, `"`)
+			if v.quote != '\'' {
+				next = strings.Replace(strings.Replace(next+" ", "${"+name+"}", value, 1), "$"+name+" ", value+" ", 1)
+			}
+			value = strings.TrimSpace(next[:min(len(next), maxShellValue)])
+		}
+	}
+	return value
+}
+
 func (f *facts) serialCommand() string {
 	unit, _ := f.serial.unit()
 	return fmt.Sprintf("serial --unit=%d --speed=%d", unit, f.serial.Speed)
 }
 
 // newDropIn is a file for /etc/default/grub.d; "" where there is nothing to say.
-func (f *facts) newDropIn() string {
+// beside is what the other files make of the command line.
+func (f *facts) newDropIn(beside []arg) string {
 	text := ""
-	if args := f.mendText("", scope{partial: true}); args != "" {
+	if args := f.mendText("", scope{partial: true, beside: beside}); args != "" {
 		text += `GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX ` + escapeDouble(args) + "\"\n"
 	}
 	if _, ok := f.serial.unit(); ok {

@@ -2,6 +2,7 @@ package grub
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -33,7 +35,7 @@ func installEFI(ctx context.Context, t Target, l Loaders) ([]string, error) {
 		return nil, unfit("the disk has an EFI system partition, but the guest has no loader for UEFI (looked in " +
 			strings.Join(espDirs, ", ") + ", /usr/lib/grub, /usr/lib/shim, /usr/share/efi, /usr/lib/systemd/boot/efi)")
 	}
-	e, err := planESP(ctx, t, l)
+	e, err := planESP(ctx, t, l, esp)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +54,7 @@ type efiInstall struct {
 }
 
 // planESP gathers what is to be on the ESP.
-func planESP(ctx context.Context, t Target, l Loaders) (*efiInstall, error) {
+func planESP(ctx context.Context, t Target, l Loaders, esp layout.Partition) (*efiInstall, error) {
 	f, err := gather(t)
 	if err != nil {
 		return nil, err
@@ -63,10 +65,13 @@ func planESP(ctx context.Context, t Target, l Loaders) (*efiInstall, error) {
 			return nil, err
 		}
 	}
+	if err := e.tree.fits(esp); err != nil {
+		return nil, err // before programs are read that are of no use
+	}
 	if err := e.addLoader(ctx); err != nil {
 		return nil, err
 	}
-	return e, e.addStubs()
+	return e, e.addStubs(ctx)
 }
 
 // finish copies the modules that fit the loader, and says what was done.
@@ -84,21 +89,38 @@ func (e *efiInstall) finish(esp layout.Partition) ([]string, error) {
 	return append(lines, copied...), err
 }
 
-// addLoader adds what firmware starts, unless the guest's own ESP has it.
+// addLoader adds what firmware starts, unless the guest's own ESP has it. Where
+// the GRUB in it was made for another disk, the next best takes its place.
 func (e *efiInstall) addLoader(ctx context.Context) error {
-	replace := false
-	if missing, stale := e.staleUUID(); stale {
-		l, ok := packaged(e.Root, e.loader.arch)
+	found := func(*guest.Root, efiArch) (efiLoader, bool) { return e.loader, true }
+	arch, stale := e.loader.arch, ""
+	for i, find := range []func(*guest.Root, efiArch) (efiLoader, bool){found, packaged, modulesOnly} {
+		l, ok := find(e.Root, arch)
 		if !ok {
-			l, ok = modulesOnly(e.Root, e.loader.arch)
+			continue
 		}
-		if !ok {
-			return unfit(fmt.Sprintf("%s looks for the file system %s, which is not on this disk, and the guest has no other", e.loader.name, missing))
+		e.loader = l
+		e.loader.arch = arch
+		if err := e.placeLoader(ctx, i > 0); err != nil {
+			return err
 		}
-		l.arch, e.loader, replace = e.loader.arch, l, true
+		missing, err := e.staleGRUB(ctx)
+		if missing == "" || err != nil {
+			return err
+		}
+		stale = cmp.Or(stale, l.name+" looks for "+missing)
 	}
+	return unfit(stale + ", and the guest has no other")
+}
+
+// placeLoader adds the files of one loader. With replace set they take the place
+// of the guest's, whose fallback program would start these again.
+func (e *efiInstall) placeLoader(ctx context.Context, replace bool) error {
 	if e.loader.systemd && !e.systemdReads() {
 		return unfit("the guest has systemd-boot, which reads only FAT: there is no kernel on its EFI system partition")
+	}
+	if replace {
+		e.tree.remove(fallback(e.loader.arch))
 	}
 	if e.loader.modules != "" {
 		image, err := e.makeImage(ctx)
@@ -119,6 +141,10 @@ func (e *efiInstall) addLoader(ctx context.Context) error {
 	return nil
 }
 
+// fallback is the program that shim starts from EFI/BOOT where it is there. It
+// starts what the other directories' BOOTX64.CSV name (shim, README.fallback).
+func fallback(arch efiArch) string { return "/EFI/BOOT/fb" + arch.suffix + ".efi" }
+
 // systemdReads tells whether there is anything for systemd-boot to start.
 func (e *efiInstall) systemdReads() bool {
 	for _, f := range e.tree.files {
@@ -130,26 +156,63 @@ func (e *efiInstall) systemdReads() bool {
 	return e.boot().Kind == filesystem.VFAT
 }
 
-// embeddedUUID is the file system that a GRUB made by grub-install looks for,
-// in the configuration that is inside it.
-var embeddedUUID = regexp.MustCompile(`(?:search\.fs_uuid|--fs-uuid(?: --?[a-z=-]+)*) +([0-9A-Fa-f-]{4,36})`)
+// What a GRUB made by grub-install looks for, in the configuration that is
+// inside it.
+var (
+	embeddedUUID   = regexp.MustCompile(`(?:search\.fs_uuid|--fs-uuid(?: --?[a-z=-]+)*) +([0-9A-Fa-f-]{4,36})`)
+	embeddedPrefix = regexp.MustCompile(`prefix=["']?(\([^)\s]*\)["']?/[^\s"';]*)`)
+)
 
-// staleUUID tells whether the GRUB that firmware starts looks for a file system
-// that the disk does not have.
-func (e *efiInstall) staleUUID() (uuid string, stale bool) {
-	i := e.tree.index("/EFI/BOOT/" + e.loader.arch.boot)
-	if i < 0 {
-		return "", false
+// staleGRUB tells what one of the GRUBs that will be started looks for that the
+// disk does not have, "" for nothing.
+func (e *efiInstall) staleGRUB(ctx context.Context) (missing string, err error) {
+	if i := e.tree.index("/EFI/BOOT/" + e.loader.arch.boot); i >= 0 {
+		objects, err := e.tree.files[i].objects(ctx)
+		if objects.found || err != nil {
+			return e.missing(objects), err // it starts no other
+		}
 	}
-	image, err := e.tree.files[i].read()
-	if err != nil {
-		return "", false
+	for _, f := range e.tree.files {
+		if !e.startsNext(f.path) {
+			continue
+		}
+		objects, err := f.objects(ctx)
+		if err != nil {
+			return "", err
+		}
+		if missing := e.missing(objects); missing != "" {
+			return missing, nil
+		}
 	}
-	found := embeddedUUID.FindStringSubmatch(grubObjects(image).config)
-	if found == nil || strings.EqualFold(found[1], e.boot().UUID) {
-		return "", false
+	return "", nil
+}
+
+// startsNext tells whether a file may be the GRUB that shim starts beside
+// itself, or that the fallback program has started elsewhere.
+func (e *efiInstall) startsNext(name string) bool {
+	dir, base := path.Split(strings.ToLower(name))
+	isGRUB := strings.HasPrefix(base, "grub") && path.Ext(base) == ".efi"
+	return isGRUB && (dir == "/efi/boot/" || e.tree.index(fallback(e.loader.arch)) >= 0)
+}
+
+// missing tells what a GRUB looks for that is not on this disk, "" for nothing.
+func (e *efiInstall) missing(o objects) string {
+	if uuid := embeddedUUID.FindStringSubmatch(o.config); uuid != nil {
+		if !strings.EqualFold(uuid[1], e.boot().UUID) {
+			return "the file system " + uuid[1] + ", which is not on this disk"
+		}
+		if prefix := embeddedPrefix.FindStringSubmatch(o.config); prefix != nil {
+			o.prefix = "(," + e.facts.bootPart + ")" + strings.TrimLeft(prefix[1][strings.IndexByte(prefix[1], ')'):], `)"'`)
+		}
 	}
-	return found[1], true
+	if !strings.HasPrefix(o.prefix, "(") || strings.HasPrefix(o.prefix, "(memdisk)") {
+		return ""
+	}
+	right := fmt.Sprintf("(,%s)%s", e.facts.bootPart, e.facts.onBoot(grubDirectory(e.Root)))
+	if e.facts.plainBoot && o.prefix == right {
+		return ""
+	}
+	return strconv.QuoteToASCII(o.prefix) + ", which is not where it is on this disk"
 }
 
 // stubUUID is how a file system may be named in a grub.cfg.
@@ -157,8 +220,8 @@ var stubUUID = regexp.MustCompile(`^[0-9A-Fa-f-]{4,36}$`)
 
 // addStubs has each GRUB on the ESP find the configuration in /boot: GRUB reads
 // grub.cfg in the directory that it was built for, or else in its own.
-func (e *efiInstall) addStubs() error {
-	dirs, err := e.stubDirs()
+func (e *efiInstall) addStubs(ctx context.Context) error {
+	dirs, err := e.stubDirs(ctx)
 	if err != nil || len(dirs) == 0 {
 		return err
 	}
@@ -190,7 +253,7 @@ func (e *efiInstall) hasConfig(dirs []string) bool {
 }
 
 // stubDirs are the directories in which a GRUB on the ESP looks for grub.cfg.
-func (e *efiInstall) stubDirs() ([]string, error) {
+func (e *efiInstall) stubDirs(ctx context.Context) ([]string, error) {
 	var dirs []string
 	add := func(dir string) {
 		for _, d := range dirs {
@@ -204,11 +267,10 @@ func (e *efiInstall) stubDirs() ([]string, error) {
 		if !strings.EqualFold(path.Ext(f.path), ".efi") {
 			continue
 		}
-		image, err := f.read()
+		objects, err := f.objects(ctx)
 		if err != nil {
 			return nil, err
 		}
-		objects := grubObjects(image)
 		if !objects.found {
 			continue
 		}
@@ -218,6 +280,15 @@ func (e *efiInstall) stubDirs() ([]string, error) {
 		}
 	}
 	return dirs, nil
+}
+
+// objects reads what a program carries if it is GRUB.
+func (f espFile) objects(ctx context.Context) (objects, error) {
+	if err := ctx.Err(); err != nil || f.size > maxLoader {
+		return objects{}, err
+	}
+	image, err := f.read()
+	return grubObjects(image), err
 }
 
 // detachEnvironment makes GRUB's environment a file of its own where it is a
@@ -245,32 +316,47 @@ type objects struct {
 
 const moduleConfig = 2 // the type of an embedded configuration
 
+// What is looked at of a program in search of GRUB's objects: a real one has one
+// list of them, with some forty modules.
+const (
+	maxObjectLists = 16
+	maxObjects     = 1000
+)
+
 // grubObjects reads the prefix and the configuration inside of a GRUB for a
 // machine of 64 bits (struct grub_module_info64). In other programs it finds
 // nothing.
 func grubObjects(image []byte) objects {
 	const infoSize = 24
-	for from := 0; ; {
-		i := bytes.Index(image[from:], []byte(moduleMagic))
-		if i < 0 || len(image)-from-i < infoSize {
-			return objects{}
+	for lists := 0; lists < maxObjectLists; {
+		i := bytes.Index(image, []byte(moduleMagic))
+		if i < 0 || len(image)-i < infoSize {
+			break
 		}
-		info := image[from+i:]
+		info := image[i:]
 		offset, length := le.Uint64(info[8:]), le.Uint64(info[16:])
+		behind := len(moduleMagic)
 		if offset == infoSize && length > offset && length <= uint64(len(info)) {
-			if o := walkObjects(info[offset:length]); o.found {
+			o, walked := walkObjects(info[offset:length])
+			if o.found {
 				return o
 			}
+			lists++
+			behind = infoSize + walked
 		}
-		from += i + len(moduleMagic)
+		image = info[behind:]
 	}
+	return objects{}
 }
 
-func walkObjects(rest []byte) (o objects) {
-	for len(rest) >= 8 {
+// walkObjects reads a list of objects, and tells how many bytes it has read: a
+// list that is none is not looked at again.
+func walkObjects(list []byte) (o objects, walked int) {
+	for n := 0; len(list)-walked >= 8; n++ {
+		rest := list[walked:]
 		kind, length := le.Uint32(rest), le.Uint32(rest[4:])
-		if length < 8 || uint64(length) > uint64(len(rest)) {
-			return objects{}
+		if length < 8 || uint64(length) > uint64(len(rest)) || n == maxObjects {
+			return objects{}, walked
 		}
 		content := rest[8:min(length, 64<<10)]
 		switch kind {
@@ -279,9 +365,9 @@ func walkObjects(rest []byte) (o objects) {
 		case moduleConfig:
 			o.config = unix.ByteSliceToString(content)
 		}
-		rest = rest[length:]
+		walked += int(length)
 	}
-	return o
+	return o, walked
 }
 
 // efiImageModules are enough to find /boot and read its grub.cfg, which loads

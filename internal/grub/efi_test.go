@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -56,6 +57,11 @@ func guestTree(t testing.TB, files map[string]string) Target {
 		Table: &layout.Table{Kind: layout.GPT, SectorSize: 512, Partitions: []layout.Partition{
 			{Number: 15, Start: size.MiB, Length: 124 * size.MiB, Type: espTypes[layout.GPT]}, {Number: 1, Start: 125 * size.MiB, Length: size.GiB}}},
 	}
+}
+
+func planFor(t *testing.T, target Target) (*efiInstall, error) {
+	esp, _ := findESP(target.Table)
+	return planESP(t.Context(), target, FindLoaders(target.Root), esp)
 }
 
 // TestPlanESP has guests of several distributions, and what their ESP will hold.
@@ -130,6 +136,54 @@ func TestPlanESP(t *testing.T) {
 			},
 		},
 		{
+			"GRUB of a vendor's directory, by the partition", map[string]string{
+				"/boot/efi/EFI/arch/grubx64.efi":                  grubImage("(,gpt2)/boot/grub", ""),
+				"/usr/lib/grub/x86_64-efi/monolithic/grubx64.efi": debianGRUB, "/boot/grub/grub.cfg": "menu",
+			}, "GRUB, /usr/lib/grub/x86_64-efi/monolithic/grubx64.efi", map[string]string{
+				"/EFI/arch/grubx64.efi": grubImage("(,gpt2)/boot/grub", ""), "/EFI/arch/grub.cfg": stub,
+				"/EFI/BOOT/BOOTX64.EFI": debianGRUB, "/EFI/BOOT/grub.cfg": stub, "/EFI/debian/grub.cfg": stub,
+			},
+		},
+		{
+			"GRUB by the partition, which is right", map[string]string{
+				"/boot/efi/EFI/BOOT/BOOTX64.EFI": grubImage("(,gpt1)/boot/grub", ""), "/boot/grub/grub.cfg": "menu",
+			}, "the boot loader in its /boot/efi/EFI/BOOT", map[string]string{
+				"/EFI/BOOT/BOOTX64.EFI": grubImage("(,gpt1)/boot/grub", ""), "/EFI/BOOT/grub.cfg": stub,
+			},
+		},
+		{
+			"GRUB by the partition, of another directory", map[string]string{
+				"/boot/efi/EFI/BOOT/BOOTX64.EFI":                  grubImage("(,gpt1)/grub", ""),
+				"/usr/lib/grub/x86_64-efi/monolithic/grubx64.efi": debianGRUB, "/boot/grub/grub.cfg": "menu",
+			}, "GRUB, /usr/lib/grub/x86_64-efi/monolithic/grubx64.efi", map[string]string{
+				"/EFI/BOOT/BOOTX64.EFI": debianGRUB, "/EFI/BOOT/grub.cfg": stub, "/EFI/debian/grub.cfg": stub,
+			},
+		},
+		{
+			"the right file system, and another directory of it", map[string]string{
+				"/boot/efi/EFI/BOOT/BOOTX64.EFI":                  grubImage("/grub", "search.fs_uuid "+testUUID+" root\nset prefix=($root)'/grub'\n"),
+				"/usr/lib/grub/x86_64-efi/monolithic/grubx64.efi": debianGRUB, "/boot/grub/grub.cfg": "menu",
+			}, "GRUB, /usr/lib/grub/x86_64-efi/monolithic/grubx64.efi", map[string]string{
+				"/EFI/BOOT/BOOTX64.EFI": debianGRUB, "/EFI/BOOT/grub.cfg": stub, "/EFI/debian/grub.cfg": stub,
+			},
+		},
+		{
+			"the right file system and directory", map[string]string{
+				"/boot/efi/EFI/BOOT/BOOTX64.EFI": grubImage("/boot/grub", "search.fs_uuid "+testUUID+" root\nset prefix=($root)'/boot/grub'\n"), "/boot/grub/grub.cfg": "menu",
+			}, "the boot loader in its /boot/efi/EFI/BOOT", map[string]string{
+				"/EFI/BOOT/BOOTX64.EFI": grubImage("/boot/grub", "search.fs_uuid "+testUUID+" root\nset prefix=($root)'/boot/grub'\n"), "/EFI/BOOT/grub.cfg": stub, "/boot/grub/grub.cfg": stub,
+			},
+		},
+		{
+			"beside shim, and by its fallback", map[string]string{
+				"/boot/efi/EFI/BOOT/BOOTX64.EFI": "shim", "/boot/efi/EFI/BOOT/fbx64.efi": "fallback", "/boot/efi/EFI/x/grubx64.efi": grubImage("(,gpt2)/boot/grub", ""),
+				"/usr/lib/grub/x86_64-efi/monolithic/grubx64.efi": debianGRUB, "/boot/grub/grub.cfg": "menu",
+			}, "GRUB, /usr/lib/grub/x86_64-efi/monolithic/grubx64.efi", map[string]string{
+				"/EFI/BOOT/BOOTX64.EFI": debianGRUB, "/EFI/x/grubx64.efi": grubImage("(,gpt2)/boot/grub", ""), "/EFI/x/grub.cfg": stub,
+				"/EFI/BOOT/grub.cfg": stub, "/EFI/debian/grub.cfg": stub,
+			},
+		},
+		{
 			"SUSE", map[string]string{
 				"/usr/share/efi/x86_64/shim.efi": "shim", "/usr/share/efi/x86_64/grub.efi": grubImage("/EFI/BOOT", ""), "/usr/share/efi/x86_64/MokManager.efi": "mok", "/boot/grub2/grub.cfg": "menu",
 			}, "shim and GRUB, /usr/share/efi/x86_64/shim.efi and /usr/share/efi/x86_64/grub.efi", map[string]string{
@@ -147,7 +201,7 @@ func TestPlanESP(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			target := guestTree(t, c.files)
 			loaders := FindLoaders(target.Root)
-			e, err := planESP(t.Context(), target, loaders)
+			e, err := planFor(t, target)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -178,7 +232,7 @@ func TestDetachEnvironment(t *testing.T) {
 		"/boot/efi/EFI/BOOT/BOOTX64.EFI": "shim", "/boot/efi/EFI/redhat/grubx64.efi": grubImage("/EFI/redhat", ""),
 		"/boot/efi/EFI/redhat/grubenv": "variables", "/boot/grub2/grubenv": "-> ../efi/EFI/redhat/grubenv", "/boot/grub2/grub.cfg": "menu",
 	})
-	if _, err := planESP(t.Context(), target, FindLoaders(target.Root)); err != nil {
+	if _, err := planFor(t, target); err != nil {
 		t.Fatal(err)
 	}
 	info, err := target.Root.Lstat("/boot/grub2/grubenv")
@@ -207,6 +261,14 @@ func TestRefuseEFI(t *testing.T) {
 			"made for another file system", map[string]string{"/boot/efi/EFI/BOOT/BOOTX64.EFI": grubImage("(,gpt9)/boot/grub", "search --no-floppy --fs-uuid --set=root 99999999-1111-2222-3333-444455556666\n")},
 			nil, "looks for the file system 99999999-1111-2222-3333-444455556666",
 		},
+		{
+			"made for another partition, beside shim", map[string]string{"/boot/efi/EFI/BOOT/BOOTX64.EFI": "shim", "/boot/efi/EFI/BOOT/grubx64.efi": grubImage("(,gpt9)/boot/grub", "")},
+			nil, "looks for \"(,gpt9)/boot/grub\", which is not where it is on this disk",
+		},
+		{
+			"a guest's files larger than the ESP", map[string]string{"/boot/efi/EFI/BOOT/BOOTX64.EFI": strings.Repeat("x", 1<<20)},
+			func(t *Target) { t.Table.Partitions[0].Length = size.MiB }, "set ESP_SIZE to at least 2 MiB",
+		},
 		{"larger than the ESP", grubFiles, func(t *Target) { t.Table.Partitions[0].Length = 100 }, "has 100 bytes and is to hold"},
 		{"not FAT", grubFiles, func(t *Target) { t.Disk = memoryDisk(make([]byte, size.MiB)); t.Table.Partitions[0].Start = 0 }, "partition 15 is an EFI system partition, but holds \"\" and not FAT"},
 	} {
@@ -219,24 +281,28 @@ func TestRefuseEFI(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.want) || c.want == "" && err.Error() != "" {
 				t.Errorf("got %v, %v", lines, err)
 			}
+			if why := unfit(""); strings.Contains(c.name, "larger") && !errors.As(err, &why) {
+				t.Errorf("%v keeps other ways of booting from being used", err)
+			}
 		})
 	}
 }
 
 // TestHostileESP has files that no ESP holds.
 func TestHostileESP(t *testing.T) {
-	huge := guestTree(t, map[string]string{"/boot/efi/EFI/BOOT/BOOTX64.EFI": ""})
-	if err := huge.Root.WriteFile("/boot/efi/huge", make([]byte, maxESPFile+1), 0o644); err != nil {
+	huge, dir := guestTree(t, nil), makeTree(t, map[string]string{"/boot/efi/EFI/BOOT/BOOTX64.EFI": "", "/boot/efi/huge": ""})
+	huge.Root = rootAt(t, dir)
+	if err := os.Truncate(dir+"/boot/efi/huge", int64(maxESPFile+1)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := planESP(t.Context(), huge, Loaders{}); err == nil || !strings.Contains(err.Error(), "up to 64 MiB are copied") {
+	if _, err := planFor(t, huge); err == nil || !strings.Contains(err.Error(), "up to 512 MiB are copied") {
 		t.Errorf("a huge file: %v", err)
 	}
 	many := map[string]string{"/boot/efi/EFI/BOOT/BOOTX64.EFI": ""}
 	for i := range maxESPFiles {
 		many["/boot/efi/EFI/"+strings.Repeat("x", i%40+1)+"_"+strings.Repeat("y", i/40+1)] = ""
 	}
-	if _, err := planESP(t.Context(), guestTree(t, many), Loaders{}); err == nil || !strings.Contains(err.Error(), "more than 2000 files") {
+	if _, err := planFor(t, guestTree(t, many)); err == nil || !strings.Contains(err.Error(), "more than 2000 files") {
 		t.Errorf("many files: %v", err)
 	}
 	odd := map[string]string{"/boot/efi/EFI/BOOT/BOOTX64.EFI": ""}
@@ -261,6 +327,25 @@ func TestGRUBObjects(t *testing.T) {
 	want := objects{true, "/EFI/debian", "normal (memdisk)/grub.cfg\n"}
 	if got := grubObjects(image); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+// TestLongObjects has what would take the square of its length: each header's
+// list is made of the headers behind it.
+func TestLongObjects(t *testing.T) {
+	const length = 4 << 20
+	var image []byte
+	for len(image)+24 <= length {
+		image = append(image, moduleMagic+"\x18\x00\x00\x00"...)
+		image = le.AppendUint64(image, 24)
+		image = le.AppendUint64(image, uint64(length/24*24-len(image)+16))
+	}
+	start := time.Now()
+	if o := grubObjects(image); o.found {
+		t.Errorf("got %+v", o)
+	}
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("it took %v", took)
 	}
 }
 

@@ -18,7 +18,8 @@ import (
 )
 
 const (
-	maxESPFile  = 64 * size.MiB
+	maxESPFile  = 512 * size.MiB // it is held in memory; more is no kernel
+	maxLoader   = 64 * size.MiB  // of a program that may be GRUB
 	maxESPFiles = 2000
 	maxESPDepth = 8
 )
@@ -54,8 +55,8 @@ type espTree struct {
 	dirs    []string // from the top
 	files   []espFile
 	made    map[string]bool // directories, in lower case
-	total   size.Bytes
-	skipped int // files of the guest whose names cannot be used
+	total   size.Bytes      // with what FAT needs besides
+	skipped int             // files of the guest whose names cannot be used
 }
 
 // espFile is a file to be, read when it is needed.
@@ -86,10 +87,10 @@ func (e *espTree) add(f espFile, replace bool) {
 	case i < 0:
 		e.addDir(path.Dir(f.path))
 		e.files = append(e.files, f)
-		e.total += f.size
+		e.total += roundUp(f.size)
 	case replace:
 		f.path = e.files[i].path
-		e.total += f.size - e.files[i].size
+		e.total += roundUp(f.size) - roundUp(e.files[i].size)
 		e.files[i] = f
 	}
 }
@@ -105,6 +106,29 @@ func (e *espTree) addDir(name string) {
 	}
 	e.made[key] = true
 	e.dirs = append(e.dirs, name)
+	e.total += cluster
+}
+
+// cluster is what FAT stores files in, or more.
+const cluster = 4 * size.KiB
+
+func roundUp(n size.Bytes) size.Bytes { return (n + cluster - 1) / cluster * cluster }
+
+// fits tells whether an ESP has room for the tree beside FAT's own tables.
+func (e *espTree) fits(esp layout.Partition) error {
+	if e.total <= esp.Length-esp.Length/64 {
+		return nil
+	}
+	return unfit(fmt.Sprintf("the EFI system partition has %v and is to hold %v: set ESP_SIZE to at least %d MiB",
+		esp.Length, e.total, int64(e.total+e.total/32)/int64(size.MiB)+1))
+}
+
+// remove takes a file out again.
+func (e *espTree) remove(name string) {
+	if i := e.index(name); i >= 0 {
+		e.total -= roundUp(e.files[i].size)
+		e.files = slices.Delete(e.files, i, i+1)
+	}
 }
 
 // addData adds a file with known content in the place of one that is there.
@@ -119,7 +143,7 @@ func (e *espTree) addFile(root *guest.Root, from, name string, replace bool) err
 		return err
 	}
 	if info.Size > maxESPFile {
-		return fmt.Errorf("%s in the guest has %v; up to %v are copied to the EFI system partition", from, info.Size, maxESPFile)
+		return unfit(fmt.Sprintf("%s in the guest has %v; up to %v are copied to the EFI system partition", printable(from), info.Size, maxESPFile))
 	}
 	e.add(espFile{name, info.Size, func() ([]byte, error) { return root.ReadFile(from, maxESPFile) }}, replace)
 	return nil
@@ -140,7 +164,7 @@ func (e *espTree) addGuest(root *guest.Root, dir, to string) error {
 		}
 		switch {
 		case len(e.files)+len(e.dirs) >= maxESPFiles:
-			return fmt.Errorf("%s in the guest holds more than %d files", dir, maxESPFiles)
+			return unfit(fmt.Sprintf("%s in the guest holds more than %d files", printable(dir), maxESPFiles))
 		case !espPath(target) || !info.IsDir() && !info.IsRegular():
 			e.skipped++
 			continue
@@ -160,8 +184,8 @@ func (e *espTree) addGuest(root *guest.Root, dir, to string) error {
 // write writes the tree to the ESP, by mtools: the node's kernel need not know
 // FAT, and nothing is mounted.
 func (e *espTree) write(ctx context.Context, disk Disk, esp layout.Partition) error {
-	if e.total > esp.Length {
-		return fmt.Errorf("the EFI system partition has %v and is to hold %v", esp.Length, e.total)
+	if err := e.fits(esp); err != nil {
+		return err
 	}
 	section := io.NewSectionReader(disk, int64(esp.Start), int64(esp.Length))
 	if info, err := filesystem.Probe(section, esp.Length); err != nil || info.Kind != filesystem.VFAT {

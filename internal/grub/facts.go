@@ -69,13 +69,8 @@ func (f *facts) check() error {
 			return fmt.Errorf("cannot configure the boot loader: %q is no identifier of a file system", fs.UUID+" "+fs.PartUUID)
 		}
 	}
-	for _, a := range f.args {
-		if a == "" || strings.ContainsFunc(a, func(r rune) bool { return r < ' ' || r > '~' }) || strings.ContainsAny(a, "'$`\\") {
-			return fmt.Errorf("cannot configure the boot loader: the kernel argument %q has a character that a boot loader would take for its own; use printable ASCII without ' $ ` and backslash", a)
-		}
-		if len(splitArgs(a, 0)) != 1 || strings.Count(a, `"`)%2 != 0 {
-			return fmt.Errorf("cannot configure the boot loader: %q is not one kernel argument; put double quotes around what has blanks", a)
-		}
+	if err := CheckArgs(f.args); err != nil {
+		return fmt.Errorf("cannot configure the boot loader: %w", err)
 	}
 	if f.serial.Speed < 0 || strings.Trim(f.serial.Device, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") != "" {
 		return fmt.Errorf("cannot configure the boot loader: %q at %d is no serial console", f.serial.Device, f.serial.Speed)

@@ -56,7 +56,7 @@ func FuzzBLS(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		steady(t, text, func(f *facts, text string) string { return f.mendBLS(text, true) })
 		if it, ok := menuItem("x.conf", text, "ro"); ok {
-			cfg := somewhere().newCfg([]item{it}, false)
+			cfg := somewhere().newCfg([]item{it}, blsUse{menu: true})
 			if commands := parseScript(cfg); commands[len(commands)-1].entry != 1 {
 				t.Errorf("the entry's end is lost in\n%s", cfg)
 			}

@@ -10,8 +10,9 @@
 //
 // Left out: unified kernel images, whose arguments are inside a file that may be
 // signed; initial RAM disks, which are not rebuilt; the resume= argument, which
-// stays as it is, since only the guest knows what it suspends to; LILO, and
-// boot loaders of other machines than PCs.
+// stays unless it names a device of the old system, since only the guest knows
+// what it suspends to; entries of Xen's hypervisor (multiboot2 and module2),
+// which stay as they are; LILO, and boot loaders of other machines than PCs.
 package grub
 
 import (

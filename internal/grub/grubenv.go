@@ -106,7 +106,7 @@ func (e grubenv) print() (string, error) {
 func (f *facts) mendGrubenv(text string) (string, error) {
 	env, err := parseGrubenv(text)
 	if err != nil {
-		return "", err
+		return "", leave(err.Error()) // GRUB goes without, too
 	}
 	value, ok := env.get("kernelopts")
 	if !ok {

@@ -2,11 +2,13 @@ package grub
 
 import (
 	"cmp"
+	"fmt"
 	"path"
 	"slices"
 	"strings"
 
 	"ganeti-instance-image/internal/guest"
+	"ganeti-instance-image/internal/size"
 )
 
 // Kernel is a kernel in the guest's /boot.
@@ -96,6 +98,60 @@ func isKernelFile(root *guest.Root, name string, names []string) bool {
 		return true
 	}
 	return !isKernel || !slices.Contains(names, path.Base(target))
+}
+
+// maxKernelFile bounds what is copied in the place of a link.
+const maxKernelFile = 256 * size.MiB
+
+// copyLinked makes kernels and initial RAM disks files of the file system that
+// /boot is, where they are links to another, as in openSUSE: GRUB follows no
+// link from one to another.
+func (e *editor) copyLinked() error {
+	if !e.tree.Exists("/boot") {
+		return nil
+	}
+	names, err := e.tree.ReadDir("/boot")
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		_, isKernel := kernelVersion(name)
+		if !isKernel && !strings.HasPrefix(name, "initr") && !slices.Contains(microcode, name) {
+			continue
+		}
+		if err := e.copyLink("/boot/" + name); err != nil {
+			return fmt.Errorf("cannot put what a link leads to in the place of %s: %w", printable("/boot/"+name), err)
+		}
+	}
+	return nil
+}
+
+func (e *editor) copyLink(name string) error {
+	target, err := e.tree.Readlink(name)
+	if err != nil {
+		return nil // it is none
+	}
+	if !path.IsAbs(target) {
+		target = path.Join("/boot", target)
+	}
+	target = path.Clean(target)
+	info, err := e.tree.Stat(name)
+	if err != nil || !info.IsRegular() || strings.HasPrefix(target, "/boot/") {
+		return nil
+	}
+	content, err := e.tree.ReadFile(name, maxKernelFile)
+	if err != nil {
+		return err
+	}
+	part := name + ".new"
+	if err := e.tree.Remove(part); err != nil {
+		return err
+	}
+	if err := e.tree.WriteFile(part, content, info.Mode.Perm()); err != nil {
+		return err
+	}
+	e.changes = append(e.changes, fmt.Sprintf("copied %s to %s, which was a link to it", printable(target), printable(name)))
+	return e.tree.Rename(part, name)
 }
 
 func initrds(name, version string, names []string) []string {

@@ -11,10 +11,13 @@ const cfgMark = "# Written when this system was deployed. grub-mkconfig may repl
 // bootTimeout is how many seconds a menu waits that is written here.
 const bootTimeout = 5
 
-// newCfg writes a whole grub.cfg with the entries given, or where blscfg is set
-// one that reads them from Boot Loader Specification files itself. It has the
-// shape that pygrub can read: one command a line, no variable where it matters.
-func (f *facts) newCfg(items []item, blscfg bool) string {
+// blsCommands read Boot Loader Specification entries. Red Hat's blscfg looks for
+// them on $boot or $root, by release.
+const blsCommands = "set boot=$root\nif [ -s $prefix/grubenv ]; then\n  load_env\nfi\ninsmod blscfg\nblscfg\n"
+
+// newCfg writes a whole grub.cfg with the entries given, and those of Boot Loader
+// Specification files where it can read these itself. The menu has the shape that pygrub can read: one command a line, no variable where it matters.
+func (f *facts) newCfg(items []item, bls blsUse) string {
 	var out strings.Builder
 	out.WriteString(cfgMark)
 	fmt.Fprintf(&out, "set default=0\nset timeout=%d\n", bootTimeout)
@@ -22,21 +25,31 @@ func (f *facts) newCfg(items []item, blscfg bool) string {
 		fmt.Fprintf(&out, "serial --unit=%d --speed=%d\nterminal_input console serial\nterminal_output console serial\n", unit, f.serial.Speed)
 	}
 	f.writeAccess(&out, "")
-	if blscfg {
-		// Red Hat's blscfg looks for the entries on $boot or $root, by release.
-		out.WriteString("set boot=$root\nif [ -s $prefix/grubenv ]; then\n  load_env\nfi\ninsmod blscfg\nblscfg\n")
+	switch {
+	case bls.bios:
+		out.WriteString(blsCommands)
+	case bls.efi && bls.first:
+		out.WriteString("if [ x$grub_platform = xefi ]; then\n" + blsCommands + "fi\n")
+	case bls.efi:
+		out.WriteString("if [ x$grub_platform = xefi ]; then\n" + blsCommands + "else\n")
+		f.writeMenu(&out, items)
+		out.WriteString("fi\n")
 		return out.String()
 	}
+	f.writeMenu(&out, items)
+	return out.String()
+}
+
+func (f *facts) writeMenu(out *strings.Builder, items []item) {
 	for _, it := range items {
-		fmt.Fprintf(&out, "\nmenuentry %s --class gnu-linux --class os {\n", quoteTitle(it.title))
-		f.writeAccess(&out, "\t")
+		fmt.Fprintf(out, "\nmenuentry %s --class gnu-linux --class os {\n", quoteTitle(it.title))
+		f.writeAccess(out, "\t")
 		out.WriteString(strings.TrimRight("\tlinux\t"+quoteScript(it.linux)+" "+quoteArgs(it.args), " ") + "\n")
 		if len(it.initrds) > 0 {
 			out.WriteString("\tinitrd\t" + quoteAll(it.initrds) + "\n")
 		}
 		out.WriteString("}\n")
 	}
-	return out.String()
 }
 
 // writeAccess writes the commands that give access to /boot.

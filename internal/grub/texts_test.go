@@ -53,6 +53,12 @@ func TestMendText(t *testing.T) {
 		{"logical volume is gone", "rd.lvm.lv=vg/root root=/dev/mapper/vg-root rd.lvm.lv=vg/swap ro", "root=UUID=" + rootUUID + " ro " + tail, inside, nil},
 		{"all is dropped", "rd.lvm.lv=a rd.lvm.lv=b", tail, scope{partial: true}, nil},
 		{"resume stays", "resume=UUID=x " + tail, "resume=UUID=x " + tail, scope{partial: true}, nil},
+		{"resume by a volume is gone", "resume=/dev/mapper/cl-swap quiet resume=/dev/cl/swap resume=/dev/sda2 resume=/dev/disk/by-uuid/x " + tail, "quiet resume=/dev/disk/by-uuid/x " + tail, scope{partial: true}, nil},
+		{"resume by a volume stays", "resume=/dev/mapper/cl-swap " + tail, "resume=/dev/mapper/cl-swap " + tail, scope{partial: true}, func(f *facts) { f.plainRoot = false }},
+		{"volumes of dracut of EL6", "rd_LVM_LV=cl/root rd_NO_LUKS " + tail, "rd_NO_LUKS " + tail, scope{partial: true}, nil},
+		{"beside others", "quiet console=ttyS0,9600", "quiet", scope{partial: true, beside: splitArgs("a nokaslr console=tty0 console=ttyS0,115200n8", 0)}, nil},
+		{"the site's console replaces", "console=tty0 console=ttyS0,115200n8 quiet", "console=tty0 quiet console=ttyS0,9600", scope{partial: true}, func(f *facts) { f.args = []string{"console=tty0", "console=ttyS0,9600"} }},
+		{"the site's console replaces in what is only corrected", "console=tty0 console=ttyS0,115200n8", "console=tty0", scope{partial: true, only: true}, func(f *facts) { f.args = []string{"console=ttyS0,9600"} }},
 		{"subvolume is gone", "rootflags=subvol=@ ro " + tail, "ro " + tail, scope{partial: true}, nil},
 		{"flags beside it", "rootflags=noatime,subvol=@,subvolid=5 " + tail, "rootflags=noatime " + tail, scope{partial: true}, nil},
 		{"another subvolume", "root=LABEL=root rootflags=subvol=@x " + tail, "root=LABEL=root rootflags=subvol=@ " + tail, inside, func(f *facts) { f.subvol = "@" }},
@@ -88,6 +94,24 @@ func TestMendText(t *testing.T) {
 				t.Errorf("and then %q", again)
 			}
 		})
+	}
+}
+
+func TestSplitArgs(t *testing.T) {
+	for line, want := range map[string][]string{
+		"": nil, "  ": nil, " a  b=c\t": {"a", "b=c"}, `dyndbg="file a +p" x`: {`dyndbg="file a +p"`, "x"}, `"a=b c"`: {`"a=b c"`},
+	} {
+		if got := SplitArgs(line); !slices.Equal(got, want) {
+			t.Errorf("%q is cut into %q", line, got)
+		}
+		if err := CheckArgs(want); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, bad := range []string{"", "a b", "a\nb", "a=$b", "a'", "`", `\`, `a="b`, "\u00e4"} {
+		if err := CheckArgs([]string{"quiet", bad}); err == nil || strings.ContainsFunc(err.Error(), func(r rune) bool { return r < ' ' || r > '~' }) {
+			t.Errorf("%q: %v", bad, err)
+		}
 	}
 }
 
@@ -174,6 +198,9 @@ func TestMendVariable(t *testing.T) {
 		{"the last counts", "X=a\nX=b\n", "X=a\nX=\"b " + tail + "\"\n"},
 		{"another name", "YX=a\n", "YX=a\nX=\"" + tail + "\"\n"},
 		{"pieces stay", "X=\"a\"'b'\n", "X=\"a\"'b'\n"},
+		{"command", "X=`echo a b`\n", "X=`echo a b`\nX=\"$X " + tail + "\"\n"},
+		{"substitution", "X=$(echo a b) # x\nY=1\n", "X=$(echo a b) # x\nY=1\nX=\"$X " + tail + "\"\n"},
+		{"expansion", "X=${Y:-a b}\n", "X=${Y:-a b}\nX=\"$X " + tail + "\"\n"},
 		{"open quote stays", "X=\"a\n", "X=\"a\n"},
 	}
 	for _, test := range tests {
@@ -193,6 +220,34 @@ func TestMendVariable(t *testing.T) {
 				t.Errorf("a shell reads %q, %v", out, err)
 			}
 		})
+	}
+}
+
+// TestDefaultsTogether is for variables that end on one command line, of which
+// guests' own update-grub would make one with the same argument twice.
+func TestDefaultsTogether(t *testing.T) {
+	old := "GRUB_CMDLINE_LINUX_DEFAULT=\"nokaslr quiet console=ttyS0,9600\"\nGRUB_CMDLINE_LINUX=\"a console=ttyS0\"\nGRUB_TERMINAL=(a b)\n"
+	want := "GRUB_CMDLINE_LINUX_DEFAULT=\"nokaslr quiet console=tty0 console=ttyS0,115200n8\"\nGRUB_CMDLINE_LINUX=\"a\"\nGRUB_TERMINAL=(a b)\n" +
+		"GRUB_TERMINAL=\"console serial\"\nGRUB_SERIAL_COMMAND=\"serial --unit=0 --speed=115200\"\n"
+	got := somewhere().mendDefaults(old)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if again := somewhere().mendDefaults(got); again != got {
+		t.Errorf("and then\n%s", again)
+	}
+	target := guestTree(t, map[string]string{
+		"/etc/os-release": "ID=debian\n", "/boot/vmlinuz-1": "", "/etc/default/grub": "GRUB_CMDLINE_LINUX_DEFAULT=\"quiet\"\nGRUB_CMDLINE_LINUX=\"x\"\n",
+		"/etc/default/grub.d/10.cfg": "GRUB_CMDLINE_LINUX=\"$GRUB_CMDLINE_LINUX y\"\n", "/etc/default/grub.d/20.cfg": "GRUB_CMDLINE_LINUX_DEFAULT=\"nokaslr console=tty0 console=ttyS0,115200n8\"\n",
+	})
+	target.KernelArgs, target.Serial = []string{"x", "nokaslr", "z"}, com1
+	if _, err := Configure(target); err != nil {
+		t.Fatal(err)
+	}
+	text, _ := target.Root.ReadFile(ownDropIn, 1000)
+	cfg, _ := target.Root.ReadFile("/boot/grub/grub.cfg", 1000)
+	if !strings.Contains(string(text), "LINUX=\"$GRUB_CMDLINE_LINUX z\"\n") || !strings.Contains(string(cfg), " ro x y nokaslr console=tty0 console=ttyS0,115200n8 z\n") {
+		t.Errorf("got\n%s\n%s", text, cfg)
 	}
 }
 

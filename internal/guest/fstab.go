@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -289,8 +290,8 @@ func (s FSTabSystem) what() string {
 }
 
 func (s FSTabSystem) isNamed(device string) bool {
-	tag := deviceTag(device)
-	return tag != "" && (tag == deviceTag(s.Device) || slices.ContainsFunc(s.Names, func(name string) bool { return deviceTag(name) == tag }))
+	tag := DeviceTag(device)
+	return tag != "" && (tag == DeviceTag(s.Device) || slices.ContainsFunc(s.Names, func(name string) bool { return DeviceTag(name) == tag }))
 }
 
 // byTag are the directories in which udev has a link for each value of a tag.
@@ -299,9 +300,9 @@ var byTag = []struct{ dir, tag string }{
 	{"/dev/disk/by-partuuid/", "PARTUUID="}, {"/dev/disk/by-partlabel/", "PARTLABEL="},
 }
 
-// deviceTag brings a first field into the form TAG=value, without quotes; it is
+// DeviceTag brings the first field of a line of fstab into the form TAG=value, without quotes; it is
 // "" for one that says no tag.
-func deviceTag(device string) string {
+func DeviceTag(device string) string {
 	for _, by := range byTag {
 		if value, ok := strings.CutPrefix(device, by.dir); ok {
 			return by.tag + udevDecode(value)
@@ -433,11 +434,21 @@ func isForeign(option, family string) bool {
 	return false
 }
 
+// firstDisk is what a kernel calls the partitions of the first disk, which all
+// are new ones.
+var firstDisk = regexp.MustCompile(`^/dev/([hsv]da|xvda|nvme0n1p|mmcblk0p)[0-9]+$`)
+
 // stopsBoot tells whether a line that is for none of the systems has the boot
 // wait for a disk that is not there.
 func (l *fstabLine) stopsBoot(systems []FSTabSystem) bool {
 	waits := func(option string) bool { return option == "noauto" || option == "nofail" || option == "_netdev" }
-	if !onDisk(*l.entry) || slices.ContainsFunc(l.entry.Options, waits) {
+	if !onDisk(*l.entry) {
+		return false
+	}
+	if firstDisk.MatchString(l.entry.Device) {
+		return true // another system is there now
+	}
+	if slices.ContainsFunc(l.entry.Options, waits) {
 		return false
 	}
 	if slices.ContainsFunc(l.entry.Options, isSubvolume) {
@@ -519,14 +530,14 @@ func newOptions(s FSTabSystem) string {
 	case "swap":
 		return "sw"
 	case "vfat":
-		return "umask=0077"
+		return "umask=0077,nofail" // a guest whose kernel has no FAT boots without it
 	}
 	return "defaults"
 }
 
 func newPass(s FSTabSystem) int {
 	switch {
-	case s.Type == "swap" || s.Type == "xfs" || s.Type == "btrfs":
+	case s.Type == "swap" || s.Type == "xfs" || s.Type == "btrfs" || s.Type == "vfat":
 		return 0 // none is checked at boot
 	case s.Mountpoint == "/":
 		return 1

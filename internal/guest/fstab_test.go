@@ -80,7 +80,7 @@ func TestSetFSTab(t *testing.T) {
 			"LABEL=/ / ext4 ro 0 1\n" + notOurs + "/dev/sda5 none swap sw 0 0\nUUID=" + swapUUID + " none swap sw 0 0\n"},
 		{"two roots", "/dev/root / rootfs rw 0 0\nLABEL=/ / ext4 ro 0 1\n", systems("/ ext4"), notOurs + "/dev/root / rootfs rw 0 0\nLABEL=/ / ext4 ro 0 1\n"},
 		{"missing in the middle", "# root\nLABEL=/ / ext4 ro 0 1\n# the rest\ntmpfs /tmp tmpfs size=1G 0 0\nnas:/x /boot/x nfs ro 0 0", systems("/ ext4", "/boot xfs", "/boot/efi vfat", "none swap"),
-			"# root\nLABEL=/ / ext4 ro 0 1\n# the rest\ntmpfs /tmp tmpfs size=1G 0 0\nUUID=" + bootUUID + " /boot xfs defaults 0 0\nUUID=1A2B-3C4D /boot/efi vfat umask=0077 0 2\nnas:/x /boot/x nfs ro 0 0\nUUID=" + swapUUID + " none swap sw 0 0\n"},
+			"# root\nLABEL=/ / ext4 ro 0 1\n# the rest\ntmpfs /tmp tmpfs size=1G 0 0\nUUID=" + bootUUID + " /boot xfs defaults 0 0\nUUID=1A2B-3C4D /boot/efi vfat umask=0077,nofail 0 0\nnas:/x /boot/x nfs ro 0 0\nUUID=" + swapUUID + " none swap sw 0 0\n"},
 		{"root first", "# head\ntmpfs /tmp tmpfs size=1G 0 0", systems("/ ext4"), "# head\nUUID=" + rootUUID + " / ext4 defaults 0 1\ntmpfs /tmp tmpfs size=1G 0 0"},
 		{"Gentoo's old words", "/dev/BOOT /boot ext2 noauto,noatime 1 2\n/dev/ROOT / ext3 noatime 0 1\n/dev/SWAP none swap sw 0 0\n", systems("/ ext4", "none swap"),
 			"/dev/BOOT /boot ext2 noauto,noatime 1 2\nUUID=" + rootUUID + " / ext4 noatime 0 1\nUUID=" + swapUUID + " none swap sw 0 0\n"},
@@ -129,7 +129,7 @@ func TestFindmntReadsIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	result, err := run.Cmd{What: "read the fstab", Argv: []string{"findmnt", "--tab-file", file, "--raw", "--noheadings", "--output", "SOURCE,TARGET,FSTYPE,OPTIONS,PASSNO"}}.Run(t.Context())
-	want := "LABEL=/ / xfs ro 0\ntmpfs /tmp tmpfs size=1G 0\nUUID=" + bootUUID + " /boot ext4 defaults 2\nUUID=1A2B-3C4D /boot/efi vfat umask=0077 2\nUUID=" + swapUUID + " none swap sw 0\n"
+	want := "LABEL=/ / xfs ro 0\ntmpfs /tmp tmpfs size=1G 0\nUUID=" + bootUUID + " /boot ext4 defaults 2\nUUID=1A2B-3C4D /boot/efi vfat umask=0077,nofail 0\nUUID=" + swapUUID + " none swap sw 0\n"
 	if err != nil || sorted(string(result.Stdout)) != sorted(want) {
 		t.Errorf("%v:\n%s\nof:\n%s", err, result.Stdout, text)
 	}

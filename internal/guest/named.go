@@ -77,7 +77,7 @@ func (n names) set(key, reference string) {
 		return
 	}
 	named := n[key]
-	tag, value, _ := strings.Cut(deviceTag(reference), "=")
+	tag, value, _ := strings.Cut(DeviceTag(reference), "=")
 	switch {
 	case tag == "UUID" && validUUID(key, value):
 		named.UUID = value
@@ -127,14 +127,17 @@ func validUUID(key, value string) bool {
 	return fileSystemUUID.MatchString(value)
 }
 
+// labelShape keeps to what no shell takes for its own: xfs_admin(8), which sets
+// labels, is a shell script that evaluates them.
+var labelShape = regexp.MustCompile(`^[A-Za-z0-9_./:@+][A-Za-z0-9_./:@+-]*$`)
+
 // validLabel takes labels that every program which sets one takes as they are.
 func validLabel(key, value string) bool {
 	limit := 16
 	if key == "/boot/efi" {
 		limit = 11
 	}
-	outside := func(c rune) bool { return c < ' ' || c > '~' }
-	return value != "" && len(value) <= limit && value[0] != '-' && strings.TrimSpace(value) == value && !strings.ContainsFunc(value, outside)
+	return len(value) <= limit && labelShape.MatchString(value)
 }
 
 // distinct takes a name that several have away from all but the first: two

@@ -4,12 +4,16 @@ import (
 	"bufio"
 	"bytes"
 	"compress/bzip2"
+	"encoding/binary"
 	"errors"
+	"hash/crc32"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
+
+	"ganeti-instance-image/internal/inflate"
+	"ganeti-instance-image/internal/size"
 )
 
 // members decodes data that consists of pieces that follow each other.
@@ -48,7 +52,7 @@ func (m *members) Read(p []byte) (int, error) {
 // newGzip decodes gzip (RFC 1952): members, and zeros behind the last as tapes
 // leave them.
 func newGzip() unpacker {
-	z := new(gzip.Reader)
+	z := &gzipMember{data: inflate.NewReader()}
 	return &members{next: func(in *bufio.Reader, allowed *allowance) (io.Reader, error) {
 		b, err := in.Peek(2)
 		if len(b) == 0 {
@@ -66,15 +70,122 @@ func newGzip() unpacker {
 		if err := allowed.piece(); err != nil {
 			return nil, err
 		}
-		// In its header the library takes the end of the file for the end of all.
-		if err := z.Reset(in); errors.Is(err, gzip.ErrHeader) {
-			return nil, reasonf("its gzip header is damaged, or has a name or comment of over 511 bytes: unpack it with gunzip, or fetch it again")
-		} else if err != nil {
+		if err := z.begin(in); err != nil {
 			return nil, noEOF(err)
 		}
-		z.Multistream(false)
 		return z, nil
 	}}
+}
+
+// Flags of a gzip member (RFC 1952, 2.3.1): what its header has, in this order,
+// except that its checksum comes last.
+const (
+	gzipHeaderSum = 1 << 1
+	gzipExtra     = 1 << 2
+	gzipName      = 1 << 3
+	gzipComment   = 1 << 4
+	gzipReserved  = 7 << 5
+)
+
+var (
+	errGzipHeader  = errors.New("its header is wrong")
+	errGzipSum     = errors.New("its checksum is wrong")
+	errGzipLength  = errors.New("its length is wrong")
+	errGzipComment = reasonf("its gzip header has a name or comment of over %s: unpack it with gunzip", size.Bytes(inputBuffer))
+)
+
+// gzipMember decodes one member of gzip data after the other.
+type gzipMember struct {
+	in     *bufio.Reader
+	data   *inflate.Reader
+	sum    uint32 // CRC-32 of the header, then of the content
+	length uint32 // of the content, modulo 2^32
+}
+
+// begin reads a header.
+func (z *gzipMember) begin(in *bufio.Reader) error {
+	z.in, z.sum, z.length = in, 0, 0
+	b, err := z.take(10)
+	if err != nil {
+		return err
+	}
+	flags := b[3]
+	if b[2] != 8 || flags&gzipReserved != 0 {
+		return errGzipHeader
+	}
+	if flags&gzipExtra != 0 {
+		if b, err = z.take(2); err != nil {
+			return err
+		}
+		if _, err = z.take(int(binary.LittleEndian.Uint16(b))); err != nil {
+			return err
+		}
+	}
+	for _, text := range []byte{gzipName, gzipComment} {
+		if flags&text == 0 {
+			continue
+		}
+		if err := z.text(); err != nil {
+			return err
+		}
+	}
+	if sum := uint16(z.sum); flags&gzipHeaderSum != 0 {
+		if b, err = z.take(2); err != nil {
+			return err
+		}
+		if binary.LittleEndian.Uint16(b) != sum {
+			return errGzipHeader
+		}
+	}
+	z.sum = 0
+	z.data.Reset(in)
+	return nil
+}
+
+// take reads n bytes, at most inputBuffer, which are valid until the next are.
+func (z *gzipMember) take(n int) ([]byte, error) {
+	b, err := z.in.Peek(n)
+	if err != nil {
+		return nil, err
+	}
+	z.sum = crc32.Update(z.sum, crc32.IEEETable, b)
+	_, err = z.in.Discard(n)
+	return b, err
+}
+
+// text reads a name or a comment, at most inputBuffer with the zero that ends it.
+func (z *gzipMember) text() error {
+	b, err := z.in.ReadSlice(0)
+	z.sum = crc32.Update(z.sum, crc32.IEEETable, b)
+	if errors.Is(err, bufio.ErrBufferFull) {
+		return errGzipComment
+	}
+	return err
+}
+
+// Read returns io.EOF behind the member, after what stands there was compared.
+func (z *gzipMember) Read(p []byte) (int, error) {
+	n, err := z.data.Read(p)
+	z.sum = crc32.Update(z.sum, crc32.IEEETable, p[:n])
+	z.length += uint32(n)
+	if err != io.EOF {
+		return n, err
+	}
+	return n, z.end()
+}
+
+func (z *gzipMember) end() error {
+	sum, length := z.sum, z.length
+	b, err := z.take(8)
+	switch {
+	case err != nil:
+		return noEOF(err)
+	case binary.LittleEndian.Uint32(b) != sum:
+		return errGzipSum
+	case binary.LittleEndian.Uint32(b[4:]) != length:
+		return errGzipLength
+	}
+	return io.EOF
 }
 
 // newZstd decodes zstd (RFC 8878).

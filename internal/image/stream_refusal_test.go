@@ -2,11 +2,13 @@ package image
 
 import (
 	"bytes"
+	"compress/flate"
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -47,7 +49,7 @@ func TestStreamErrorsInOneStyle(t *testing.T) {
 		checksum          int // where one is, from the end
 		cut, damaged, end string
 	}{
-		{"gzip", "gzip -c $1 >$2", 8, "", "gzip: invalid checksum", ""},
+		{"gzip", "gzip -c $1 >$2", 8, "", "its checksum is wrong", ""},
 		{"zstd", "zstd -q -c $1 >$2", 1, "", "its checksum is wrong", ""},
 		{"bzip2", "bzip2 -c $1 >$2", 3, "", "bzip2 data invalid: file checksum mismatch", ""},
 		{"lz4", "lz4 -q -c $1 >$2", 1, "", "lz4: invalid frame checksum", ""},
@@ -262,14 +264,99 @@ func TestXZIndexWithoutLength(t *testing.T) {
 	}
 }
 
-// A comment of the length that the library does not take.
-func TestGzipWithLongComment(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "image.gz")
-	header := append([]byte("\x1f\x8b\x08\x10\x00\x00\x00\x00\x00\x03"), bytes.Repeat([]byte("x"), 600)...)
-	if err := os.WriteFile(path, append(header, make([]byte, 600)...), 0o600); err != nil {
+// gzipOf is a member with these parts of a header, made by hand: flags, and what
+// they say there is.
+func gzipOf(t *testing.T, flags byte, header, content string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w, err := flate.NewWriter(&b, 6)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := openAndRead(path); err == nil || !strings.Contains(err.Error(), "unpack it with gunzip") {
-		t.Errorf("got %v", err)
+	if _, err := io.WriteString(w, content); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	member := slices.Concat([]byte{0x1f, 0x8b, 8, flags, 1, 2, 3, 4, 0, 3}, []byte(header))
+	if flags&2 != 0 {
+		member = binary.LittleEndian.AppendUint16(member, uint16(crc32.ChecksumIEEE(member)))
+	}
+	member = binary.LittleEndian.AppendUint32(append(member, b.Bytes()...), crc32.ChecksumIEEE([]byte(content)))
+	return binary.LittleEndian.AppendUint32(member, uint32(len(content)))
+}
+
+// Headers with everything that there may be are read as the tool reads them.
+func TestGzipHeaders(t *testing.T) {
+	need.Tools(t, "gzip")
+	extra := "\xff\xff" + strings.Repeat("e", 65535)
+	name := strings.Repeat("n", 65535) + "\x00"
+	content := strings.Repeat("content ", 1000)
+	for _, c := range []struct {
+		name   string
+		flags  byte
+		header string
+	}{
+		{"nothing", 0, ""},
+		{"text", 1, ""},
+		{"extra", 4, "\x06\x00BC\x02\x00ab"},
+		{"long extra", 4, extra},
+		{"name", 8, "disk.raw\x00"},
+		{"long name", 8, name},
+		{"long comment", 16, name},
+		{"checksum", 2, ""},
+		{"all", 31, extra + name + name},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			data := gzipOf(t, c.flags, c.header, content)
+			path := writeFile(t, "image.gz", slices.Concat(data, data, make([]byte, 5)))
+			want, err := exec.Command("gzip", "-dc", path).Output()
+			if err != nil && len(want) != 2*len(content) {
+				t.Fatal(err)
+			}
+			if got, err := readArchive(path); err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%d bytes, the tool makes %d; %v", len(got), len(want), err)
+			}
+			for _, cut := range []int{3, 9, 10 + len(c.header)/2, 10 + len(c.header), len(data) - 9, len(data) - 1} {
+				if got, err := readArchive(writeFile(t, "image.gz", slices.Concat(data, data[:cut]))); err == nil || !strings.Contains(err.Error(), "its gzip data is cut off") {
+					t.Errorf("cut off in the second member at %d: %d bytes, %v", cut, len(got), err)
+				}
+			}
+		})
+	}
+}
+
+func TestGzipRefusals(t *testing.T) {
+	content := strings.Repeat("content ", 1000)
+	good := gzipOf(t, 31, "\x01\x00eimage\x00comment\x00", content)
+	changed := func(at int, with byte) []byte {
+		data := slices.Clone(good)
+		data[(at+len(data))%len(data)] = with
+		return slices.Concat(good, data)
+	}
+	long := strings.Repeat("x", 65536) + "\x00"
+	for _, c := range []struct {
+		name string
+		data []byte
+		want string
+	}{
+		{"another method", changed(2, 9), "its gzip data is damaged (its header is wrong): fetch it again"},
+		{"a flag of no meaning", changed(3, 31|1<<6), "its gzip data is damaged (its header is wrong): fetch it again"},
+		{"a changed time", changed(4, 77), "its gzip data is damaged (its header is wrong): fetch it again"},
+		{"another checksum", changed(-8, good[len(good)-8]^1), "its gzip data is damaged (its checksum is wrong): fetch it again"},
+		{"another length", changed(-1, 1), "its gzip data is damaged (its length is wrong): fetch it again"},
+		{"long name", gzipOf(t, 8, long, content), "its gzip header has a name or comment of over 64 KiB: unpack it with gunzip"},
+		{"long comment", gzipOf(t, 16, long, content), "its gzip header has a name or comment of over 64 KiB: unpack it with gunzip"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := writeFile(t, "image.gz", c.data)
+			if err := openAndRead(path); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("image: got %v, want %q", err, c.want)
+			}
+			if _, err := readArchive(path); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("archive: got %v, want %q", err, c.want)
+			}
+		})
 	}
 }

@@ -1,8 +1,9 @@
-// Package inflate decodes DEFLATE data that is in memory as a whole, as the
-// clusters of a qcow2 image and the blocks of a dump are.
+// Package inflate decodes DEFLATE data (RFC 1951): with Decoder what is in memory
+// as a whole, as the clusters of a qcow2 image and the blocks of a dump are, and
+// with Reader a stream.
 //
-// Left out: streams, the headers and checksums of zlib and gzip around the data,
-// and compressing.
+// Left out: the headers and checksums of zlib and gzip around the data,
+// dictionaries that were agreed on before, and compressing.
 package inflate
 
 import (
@@ -25,10 +26,11 @@ import (
 //	distance     base<<16 | code bits<<8 | bits with the extra ones
 //	second table flagOther | flagTable | start<<16 | its index bits<<8 | bits
 //	end of block flagOther | flagEnd | bits
-//	no code      flagOther
+//	no code      flagOther | bits
 type Decoder struct {
 	in    []byte // with Padding behind the data
 	end   int    // of the data in it
+	stop  int    // where the fast loop begins no turn any more
 	pos   int    // in it
 	buf   uint64 // bits taken from in
 	count uint   // of valid bits in buf
@@ -116,7 +118,7 @@ func precodeMeanings() (m [19]uint32) {
 // is data whose end is not marked, which QEMU would take: there is no checksum,
 // so that this is how most damage is found.
 func (z *Decoder) Decode(out, in []byte, n int) error {
-	z.in, z.end, z.pos, z.buf, z.count = in[:n+Padding], n, 0, 0, 0
+	z.in, z.end, z.stop, z.pos, z.buf, z.count = in[:n+Padding], n, n, 0, 0, 0
 	at := 0
 	for last := false; !last; {
 		err := z.refill()
@@ -172,25 +174,34 @@ func (z *Decoder) overrun() bool { return z.pos-int(z.count>>3) > z.end }
 
 // stored copies a block that is not compressed.
 func (z *Decoder) stored(out []byte, at int) (int, error) {
-	pos := z.pos - int(z.count>>3)
-	z.buf, z.count = 0, 0
-	if pos+4 > z.end {
-		return at, errDeflateEnd
-	}
-	n := int(binary.LittleEndian.Uint16(z.in[pos:]))
-	if n != int(^binary.LittleEndian.Uint16(z.in[pos+2:])) {
-		return at, errDeflate
-	}
-	pos += 4
-	if n > len(out)-at {
+	n, err := z.storedLength()
+	switch {
+	case err != nil:
+		return at, err
+	case n > len(out)-at:
 		return at, errTooLong
-	}
-	if pos+n > z.end {
+	case z.pos+n > z.end:
 		return at, errDeflateEnd
 	}
-	copy(out[at:], z.in[pos:pos+n])
-	z.pos = pos + n
+	copy(out[at:], z.in[z.pos:z.pos+n])
+	z.pos += n
 	return at + n, nil
+}
+
+// storedLength reads how long a block is that is not compressed, which begins
+// with the next whole byte.
+func (z *Decoder) storedLength() (int, error) {
+	z.pos -= int(z.count >> 3)
+	z.buf, z.count = 0, 0
+	if z.pos+4 > z.end {
+		return 0, errDeflateEnd
+	}
+	n := binary.LittleEndian.Uint16(z.in[z.pos:])
+	if n != ^binary.LittleEndian.Uint16(z.in[z.pos+2:]) {
+		return 0, errDeflate
+	}
+	z.pos += 4
+	return int(n), nil
 }
 
 func (z *Decoder) fixedCodes() {
@@ -288,15 +299,22 @@ func (z *Decoder) codeLengths(n int) error {
 	return nil
 }
 
-// block decodes symbols up to the end of a block, as long as there is much
-// room for output in a loop that looks at bounds once a turn.
+// block decodes symbols up to the end of a block.
 func (z *Decoder) block(out []byte, at int) (int, error) {
-	in, end := z.in, z.end
+	at, ended, err := z.fast(out, at)
+	if ended || err != nil {
+		return at, err
+	}
+	return z.blockEnd(out, at)
+}
+
+// fast decodes symbols as long as there is much room for output and much input,
+// in a loop that looks at bounds once a turn. A turn begins at stop at the
+// latest and reads less than Padding bytes.
+func (z *Decoder) fast(out []byte, at int) (next int, ended bool, err error) {
+	in, stop := z.in, z.stop
 	buf, count, pos := z.buf, z.count, z.pos
-	for at+fastOutput <= len(out) {
-		if pos-int(count>>3) > end {
-			return at, errDeflateEnd
-		}
+	for at+fastOutput <= len(out) && pos <= stop {
 		buf |= binary.LittleEndian.Uint64(in[pos:]) << (count & 63)
 		pos += int(63-count) >> 3
 		count |= 56
@@ -321,9 +339,6 @@ func (z *Decoder) block(out []byte, at int) (int, error) {
 					continue
 				}
 			}
-			if pos-int(count>>3) > end {
-				return at, errDeflateEnd
-			}
 			buf |= binary.LittleEndian.Uint64(in[pos:]) << (count & 63)
 			pos += int(63-count) >> 3
 			count |= 56
@@ -342,11 +357,12 @@ func (z *Decoder) block(out []byte, at int) (int, error) {
 				continue
 			}
 			if entry&flagOther != 0 {
-				z.buf, z.count, z.pos = buf>>(entry&63), count-uint(entry&63), pos
-				if entry&flagEnd != 0 {
-					return at, nil
+				buf >>= entry & 63
+				count -= uint(entry & 63)
+				if ended = entry&flagEnd != 0; !ended {
+					err = errDeflate
 				}
-				return at, errDeflate
+				break
 			}
 		}
 		length := int(entry>>16) + int(buf&(1<<(entry&63)-1)>>(entry>>8&15))
@@ -356,20 +372,23 @@ func (z *Decoder) block(out []byte, at int) (int, error) {
 		entry = z.distances[buf&(1<<distanceBits-1)]
 		if entry&flagOther != 0 {
 			if entry&flagTable == 0 {
-				return at, errDeflate
+				err = errDeflate
+				break
 			}
 			buf >>= entry & 63
 			count -= uint(entry & 63)
 			entry = z.distances[(uint64(entry>>16)+buf&(1<<(entry>>8&15)-1))&1023]
 			if entry&flagOther != 0 {
-				return at, errDeflate
+				err = errDeflate
+				break
 			}
 		}
 		distance := int(entry>>16) + int(buf&(1<<(entry&63)-1)>>(entry>>8&15))
 		buf >>= entry & 63
 		count -= uint(entry & 63)
 		if distance > at {
-			return at, errDeflate
+			err = errDeflate
+			break
 		}
 		from, to := at-distance, at
 		at += length
@@ -392,16 +411,20 @@ func (z *Decoder) block(out []byte, at int) (int, error) {
 		}
 	}
 	z.buf, z.count, z.pos = buf, count, pos
-	return z.blockEnd(out, at)
+	return at, ended, err
 }
 
-// blockEnd decodes symbols up to the end of a block with all bounds looked at.
+// blockEnd decodes symbols up to the end of a block with all bounds looked at,
+// and nothing that the padding has a part in.
 func (z *Decoder) blockEnd(out []byte, at int) (int, error) {
 	for {
 		if err := z.refill(); err != nil {
 			return at, err
 		}
 		entry := z.symbol(z.literals[:], literalBits)
+		if z.overrun() {
+			return at, errDeflateEnd
+		}
 		if entry&flagOther != 0 && entry&flagEnd != 0 {
 			return at, nil
 		}
@@ -419,6 +442,9 @@ func (z *Decoder) blockEnd(out []byte, at int) (int, error) {
 		length := int(entry >> 16)
 		entry = z.symbol(z.distances[:], distanceBits)
 		distance := int(entry >> 16)
+		if z.overrun() {
+			return at, errDeflateEnd
+		}
 		if entry&flagOther != 0 || distance > at {
 			return at, errDeflate
 		}
@@ -463,7 +489,7 @@ func buildTable(table []uint32, lengths []uint8, meaning []uint32, tableBits int
 	sortSymbols(&sorted, lengths, &counts)
 	if longest <= 1 {
 		// No code, or one that leaves the other bit without a meaning.
-		fill(table[:1<<tableBits], flagOther)
+		fill(table[:1<<tableBits], flagOther|uint32(longest))
 		if longest == 1 && counts[1] == 1 {
 			for i := 0; i < 1<<tableBits; i += 2 {
 				table[i] = entryOf(meaning[sorted[0]], 1)

@@ -59,12 +59,14 @@ const (
 
 // Spec is what a new disk is to have.
 type Spec struct {
-	Disk  size.Bytes
-	ESP   size.Bytes // with room for a BIOS boot partition; 0: no loader is to be installed
-	Boot  size.Bytes // 0: none
-	Swap  size.Bytes // 0: none
-	Least size.Bytes // what the root, which gets the rest, needs at least
-	MBR   bool       // the root ends where an MBR can name it
+	Disk size.Bytes
+	// BIOSBoot makes room for a BIOS boot partition, which GRUB needs on a GPT.
+	BIOSBoot bool
+	ESP      size.Bytes // 0: none
+	Boot     size.Bytes // 0: none
+	Swap     size.Bytes // 0: none
+	Least    size.Bytes // what the root, which gets the rest, needs at least
+	MBR      bool       // the root ends where an MBR can name it
 }
 
 // Place is where a partition of a new table is.
@@ -77,7 +79,7 @@ type Place struct {
 // MiB stay free. The error says how large the disk must be.
 func (s Spec) Places() ([]Place, error) {
 	lengths := map[Use]size.Bytes{ForESP: s.ESP, ForBoot: s.Boot, ForSwap: s.Swap}
-	if s.ESP > 0 {
+	if s.BIOSBoot {
 		lengths[ForBIOSBoot] = biosBootSize
 	}
 	at := Align

@@ -25,7 +25,7 @@ func TestPlaces(t *testing.T) {
 	}{
 		{"boot, swap, root", Spec{Disk: 4096 * mib, Boot: 512 * mib, Swap: 1024 * mib},
 			[]Place{{ForBoot, mib, 512 * mib}, {ForSwap, 513 * mib, 1024 * mib}, {ForRoot, 1537 * mib, 2558 * mib}}},
-		{"loaders in front", Spec{Disk: 2048 * mib, ESP: 100 * mib, Boot: 512 * mib},
+		{"loaders in front", Spec{Disk: 2048 * mib, BIOSBoot: true, ESP: 100 * mib, Boot: 512 * mib},
 			[]Place{{ForBIOSBoot, mib, mib}, {ForESP, 2 * mib, 100 * mib}, {ForBoot, 102 * mib, 512 * mib}, {ForRoot, 614 * mib, 1433 * mib}}},
 		{"root alone", Spec{Disk: 100*mib + 12345}, []Place{{ForRoot, mib, 98 * mib}}},
 		{"sizes that are no MiB", Spec{Disk: 100 * mib, Swap: 10*mib + 1}, []Place{{ForSwap, mib, 11 * mib}, {ForRoot, 12 * mib, 87 * mib}}},
@@ -45,7 +45,7 @@ func TestPlaces(t *testing.T) {
 }
 
 func TestTooSmallADisk(t *testing.T) {
-	_, err := Spec{Disk: 1024 * mib, ESP: 100 * mib, Boot: 512 * mib, Swap: 256 * mib, Least: 300 * mib}.Places()
+	_, err := Spec{Disk: 1024 * mib, BIOSBoot: true, ESP: 100 * mib, Boot: 512 * mib, Swap: 256 * mib, Least: 300 * mib}.Places()
 	want := "the disk has 1024 MiB and must have 1171 MiB at least: 2 MiB for the partition table, 1 MiB for BIOS boot, 100 MiB for ESP, 512 MiB for boot, 256 MiB for swap, and 300 MiB for root"
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v\nwant %s", err, want)
@@ -58,7 +58,7 @@ func TestTooSmallADisk(t *testing.T) {
 }
 
 func TestNumbers(t *testing.T) {
-	places, err := Spec{Disk: 4096 * mib, ESP: 100 * mib, Boot: 512 * mib, Swap: mib}.Places()
+	places, err := Spec{Disk: 4096 * mib, BIOSBoot: true, ESP: 100 * mib, Boot: 512 * mib, Swap: mib}.Places()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestCreate(t *testing.T) {
 	for _, disk := range []size.Bytes{200 * mib, 200*mib + 512, 3 << 40} {
 		for _, kind := range []Kind{GPT, MBR} {
 			for _, spec := range []Spec{
-				{ESP: 100 * mib, Boot: 20 * mib, Swap: 10 * mib},
+				{BIOSBoot: true, ESP: 100 * mib, Boot: 20 * mib, Swap: 10 * mib},
 				{Swap: 10 * mib},
 				{},
 			} {

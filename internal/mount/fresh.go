@@ -53,3 +53,27 @@ func syncFileSystem(dir string) error {
 	}
 	return nil
 }
+
+// WithDevices runs a program's call with a /dev that has only the devices given.
+// Some programs look at every disk of the node, and are confused by another
+// instance of the same image. It must be called in a mount namespace of our own.
+func WithDevices(devices []string, call func() error) (err error) {
+	var steps undo.Stack
+	defer steps.Unwind(&err)
+	nodes := make([]unix.Stat_t, len(devices))
+	for i, path := range devices {
+		if err := unix.Stat(path, &nodes[i]); err != nil {
+			return fmt.Errorf("cannot look at %s: %w", path, err)
+		}
+	}
+	if err := unix.Mount("tmpfs", "/dev", "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, "mode=0755"); err != nil {
+		return fmt.Errorf("cannot cover /dev: %w", err)
+	}
+	steps.Push("uncover /dev", func() error { return unix.Unmount("/dev", unix.MNT_DETACH) })
+	for i, path := range devices {
+		if err := unix.Mknod(path, nodes[i].Mode, int(nodes[i].Rdev)); err != nil {
+			return fmt.Errorf("cannot make %s: %w", path, err)
+		}
+	}
+	return call()
+}

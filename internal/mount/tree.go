@@ -368,8 +368,7 @@ func subvolumeOf(options []string) []string {
 // find returns the partition that the first field of an fstab line means, or
 // nil. A device name counts by its partition number only.
 func (t *Tree) find(spec string) *Part {
-	tag, value, tagged := strings.Cut(bySymlink(spec), "=")
-	value = strings.Trim(value, `"`)
+	tag, value, tagged := strings.Cut(guest.DeviceTag(spec), "=")
 	if tagged && value == "" {
 		return nil
 	}
@@ -385,17 +384,6 @@ func (t *Tree) find(spec string) *Part {
 		}
 	}
 	return nil
-}
-
-// bySymlink turns udev's /dev/disk/by-uuid/X, as installers write it, into
-// UUID=X, and so for the other three.
-func bySymlink(spec string) string {
-	rest, ok := strings.CutPrefix(spec, "/dev/disk/by-")
-	kind, name, found := strings.Cut(rest, "/")
-	if !ok || !found || !slices.Contains([]string{"uuid", "label", "partuuid", "partlabel"}, kind) {
-		return spec
-	}
-	return strings.ToUpper(kind) + "=" + strings.ReplaceAll(name, `\x20`, " ")
 }
 
 // PartUUID returns the PARTUUID of the partition as the kernel writes it.

@@ -57,6 +57,7 @@ type creation struct {
 	table     *layout.Table // the image's; nil where there is none
 	parts     []content     // what it holds, in the disk's order
 	growth    growth
+	whole     string // a loop device of all of the disk, while the guest is customised
 	steps     *undo.Stack
 	guarded   bool // the disk is made unusable if the operation fails
 }
@@ -166,12 +167,18 @@ func (c *creation) openImage(ctx context.Context) error {
 }
 
 // typeOf is the image's type: what IMAGE_TYPE says, raw where the name says so,
-// since what a guest has written may begin with anything, or what it holds.
+// since what a guest has written may begin with anything, or what it holds. A
+// name that says tarball or dump counts where that is nothing known: it is no
+// disk.
 func typeOf(found store.Found) (string, error) {
 	if found.Told || found.Type == image.TypeRaw {
 		return found.Type, nil
 	}
-	return image.Detect(found.Path)
+	imageType, err := image.Detect(found.Path)
+	if imageType == image.TypeQEMU && (found.Type == image.TypeTarball || found.Type == image.TypeDump) {
+		imageType = found.Type
+	}
+	return imageType, err
 }
 
 // sizeOf is what is known of an image's size before it is written, for the log.

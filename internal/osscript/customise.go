@@ -82,17 +82,20 @@ func (c *creation) customise(ctx context.Context) (err error) {
 		options.Leave = espMountpoint // the boot loader's installer writes it, as nodes need not know FAT
 	}
 	tree, err := mount.Open(ctx, c.dev, c.table, options, &steps)
-	if errors.Is(err, mount.ErrNoRoot) {
+	if c.tree == nil && errors.Is(err, mount.ErrNoRoot) {
 		slog.Warn("deployed, not customised", "cause", err)
 		c.sayUntold("there is no root file system")
 		return nil
 	}
-	if err != nil && len(c.hooks) == 0 && ctx.Err() == nil {
+	if err != nil && c.tree == nil && len(c.hooks) == 0 && ctx.Err() == nil {
 		slog.Warn("the guest is left as it is, with a seed in it if it has one: it cannot be mounted here", "cause", err)
 		c.sayUntold("it cannot be mounted")
 		return nil
 	}
 	if err != nil {
+		return err
+	}
+	if err := c.checkMounted(tree); err != nil {
 		return err
 	}
 	if err := c.tellOfDisks(tree); err != nil {
@@ -229,12 +232,15 @@ func (c *creation) blockDevice(steps *undo.Stack) (string, error) {
 	if !c.dev.IsFile() && c.tree == nil {
 		return c.dev.Path(), nil
 	}
-	loop, err := block.Attach(c.dev.Path(), 0, c.dev.Size(), c.table.Sector(), false)
-	if err != nil {
-		return "", err
+	if c.whole == "" {
+		loop, err := block.Attach(c.dev.Path(), 0, c.dev.Size(), c.table.Sector(), false)
+		if err != nil {
+			return "", err
+		}
+		steps.Push("detach "+loop.Path(), loop.Detach)
+		c.whole = loop.Path()
 	}
-	steps.Push("detach "+loop.Path(), loop.Detach)
-	return loop.Path(), nil
+	return c.whole, nil
 }
 
 // deviceLink makes a name for a partition's device that ends in "-" and its

@@ -43,7 +43,7 @@ type growth struct {
 // for it, and what the enabled hooks read. What a compressed image holds shows
 // only when it is written.
 func (c *creation) check(ctx context.Context) error {
-	if err := c.checkImage(); err != nil {
+	if err := c.checkImage(ctx); err != nil {
 		return err
 	}
 	if err := c.checkOthers(ctx); err != nil {
@@ -52,9 +52,9 @@ func (c *creation) check(ctx context.Context) error {
 	return classify(Input, c.checkHooks(ctx))
 }
 
-func (c *creation) checkImage() error {
+func (c *creation) checkImage(ctx context.Context) error {
 	if c.tree != nil {
-		return c.checkTree()
+		return c.checkTree(ctx)
 	}
 	switch img := c.img.(type) {
 	case nil:

@@ -2,6 +2,7 @@ package osscript
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,7 +14,10 @@ import (
 	"ganeti-instance-image/internal/grub"
 	"ganeti-instance-image/internal/image"
 	"ganeti-instance-image/internal/layout"
+	"ganeti-instance-image/internal/mount"
+	"ganeti-instance-image/internal/osapi"
 	"ganeti-instance-image/internal/size"
+	"ganeti-instance-image/internal/undo"
 )
 
 // runGRUB is the hook grub: it makes a guest boot whose disk was made for it.
@@ -40,7 +44,7 @@ func makeBootable(ctx context.Context, c *customisation, path string, rootNumber
 		return err
 	}
 	defer disk.Close()
-	target := grub.Target{Root: c.root, Disk: disk, KernelArgs: kernelArgs(c.set.KernelArgs), Hypervisor: c.inst.Hypervisor, External: c.inst.ExternalKernel()}
+	target := grub.Target{Root: c.root, Disk: disk, KernelArgs: grub.SplitArgs(c.set.KernelArgs), Hypervisor: c.inst.Hypervisor, External: c.inst.ExternalKernel()}
 	target.Serial.Device, target.Serial.Speed = serialConsole(c.inst)
 	if target.Table, err = layout.Read(disk, disk.Size()); err != nil {
 		return fmt.Errorf("cannot install the boot loader: %w", err)
@@ -58,18 +62,6 @@ func makeBootable(ctx context.Context, c *customisation, path string, rootNumber
 		slog.Info("grub: " + change)
 	}
 	return err
-}
-
-// kernelArgs cuts a kernel's command line at its blanks; those between double
-// quotes belong to an argument.
-func kernelArgs(line string) []string {
-	quoted := false
-	return strings.FieldsFunc(line, func(r rune) bool {
-		if r == '"' {
-			quoted = !quoted
-		}
-		return r == ' ' && !quoted
-	})
 }
 
 // systemOn is the file system on a partition.
@@ -105,3 +97,61 @@ func openWhole(path string) (*wholeDisk, error) {
 
 func (d *wholeDisk) Path() string     { return d.Name() }
 func (d *wholeDisk) Size() size.Bytes { return d.size }
+
+// serialConsole is the console that the hypervisor connects for the instance, by
+// the guest's name for it; empty where there is none. The speed is in bits per
+// second.
+func serialConsole(inst osapi.Instance) (device string, speed int) {
+	switch {
+	case inst.Hypervisor == "xen-pvm":
+		return "hvc0", 0
+	case inst.Hypervisor == "xen-hvm", inst.Hypervisor == "kvm" && inst.HVParams["serial_console"] == "True":
+		speed, err := strconv.Atoi(inst.HVParams["serial_speed"])
+		if err != nil || speed <= 0 {
+			speed = 38400 // Ganeti's default
+		}
+		return "ttyS0", speed
+	}
+	return "", 0
+}
+
+// sayWhetherItBoots warns of a disk that nothing boots from.
+func (c *creation) sayWhetherItBoots() {
+	if c.inst.ExternalKernel() || c.wantsLoader() {
+		return
+	}
+	if c.inst.Hypervisor == "xen-pvm" {
+		slog.Info("pygrub reads the boot loader's configuration as the image has it; the hook grub, or GRUB=auto, makes it name this disk's file systems")
+		return
+	}
+	slog.Warn("this guest will not boot by itself: no boot loader is installed; " +
+		"enable the hook grub (ganeti-image hooks enable grub), set GRUB=auto, or give the instance a kernel of the node (kernel_path)")
+}
+
+// installLoader makes the guest boot, where the setting GRUB asks for that and
+// not the hook, which does the same.
+func (c *creation) installLoader(ctx context.Context, t *mount.Tree, steps *undo.Stack) error {
+	if c.tree == nil || c.set.GRUB != "auto" || c.enabled("grub") {
+		return nil
+	}
+	path, err := c.blockDevice(steps)
+	if err != nil {
+		return err
+	}
+	return classifyLoader(makeBootable(ctx, &customisation{root: t.Root, set: c.set, inst: c.inst}, path, number(t.RootPart), number(t.BootPart)))
+}
+
+// classifyLoader tells an image that nothing could boot from what went wrong here.
+func classifyLoader(err error) error {
+	if errors.Is(err, grub.ErrNoKernel) || errors.Is(err, grub.ErrNoLoader) {
+		return classify(Image, err)
+	}
+	return err
+}
+
+func number(p *mount.Part) int {
+	if p == nil {
+		return 0
+	}
+	return p.Number
+}

@@ -6,12 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"ganeti-instance-image/internal/block"
 	"ganeti-instance-image/internal/deploy"
@@ -19,10 +20,10 @@ import (
 	"ganeti-instance-image/internal/filesystem"
 	"ganeti-instance-image/internal/grub"
 	"ganeti-instance-image/internal/guest"
+	"ganeti-instance-image/internal/hook"
 	"ganeti-instance-image/internal/image"
 	"ganeti-instance-image/internal/layout"
 	"ganeti-instance-image/internal/mount"
-	"ganeti-instance-image/internal/osapi"
 	"ganeti-instance-image/internal/run"
 	"ganeti-instance-image/internal/size"
 	"ganeti-instance-image/internal/store"
@@ -75,6 +76,8 @@ func (c *creation) openTree(found store.Found) error {
 	paths := []archive{{path: found.Path, below: "/"}}
 	if found.Boot != "" {
 		paths = append(paths, archive{path: found.Boot, below: "/boot"})
+	} else if c.imageType == image.TypeDump {
+		slog.Info("there is no dump of /boot (-boot.dump) beside that of the root (-root.dump): /boot is as in the root's")
 	}
 	for _, a := range paths {
 		var err error
@@ -96,15 +99,17 @@ func (c *creation) openTree(found store.Found) error {
 // openDump opens a dump. One in several volumes has them beside each other, with
 // the endings that dump's option -M gives: 001, 002.
 func openDump(path string) (*dump.Archive, error) {
-	stem, first := strings.CutSuffix(path, "001")
-	if !first {
+	stem, several := strings.CutSuffix(path, ".dump001")
+	if !several {
 		return dump.Open(path)
 	}
 	paths := []string{path}
 	for {
-		next := fmt.Sprintf("%s%03d", stem, len(paths)+1)
-		if _, err := os.Stat(next); err != nil {
+		next := fmt.Sprintf("%s.dump%03d", stem, len(paths)+1)
+		if _, err := os.Stat(next); errors.Is(err, os.ErrNotExist) {
 			return dump.OpenVolumes(paths)
+		} else if err != nil {
+			return nil, fmt.Errorf("cannot look for the next volume of the dump: %w", err)
 		}
 		paths = append(paths, next)
 	}
@@ -116,18 +121,14 @@ func (c *creation) wantsLoader() bool {
 	return !c.inst.ExternalKernel() && (c.set.GRUB == "auto" || c.enabled("grub"))
 }
 
-// enabled tells whether a hook of ours is.
+// enabled tells whether a hook of that name is, ours or one that a site has in
+// its place.
 func (c *creation) enabled(name string) bool {
-	for _, h := range c.hooks {
-		if h.Ours && h.Name == name {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(c.hooks, func(h hook.Hook) bool { return h.Name == name })
 }
 
 // checkTree plans the disk, and makes sure that the programs for it are there.
-func (c *creation) checkTree() error {
+func (c *creation) checkTree(ctx context.Context) error {
 	if c.set.NoMount {
 		return classify(Input, fmt.Errorf("cannot deploy a %s with NOMOUNT=yes (%s): its files are written to a mounted file system", c.imageType, c.set.Origin("NOMOUNT")))
 	}
@@ -137,12 +138,36 @@ func (c *creation) checkTree() error {
 	if err := c.planTree(); err != nil {
 		return err
 	}
+	if err := grub.CheckArgs(grub.SplitArgs(c.set.KernelArgs)); err != nil && c.wantsLoader() {
+		return classify(Input, fmt.Errorf("cannot use KERNEL_ARGS (%s): %w", c.set.Origin("KERNEL_ARGS"), err))
+	}
 	for _, s := range c.tree.systems {
 		for _, tool := range append(s.kind.Namers(), s.maker()) {
 			if _, err := run.Find(tool); err != nil {
 				return fmt.Errorf("cannot make the %s file system for %s: %w", s.kind, s.Use, err)
 			}
 		}
+	}
+	return c.tryMkfsOptions(ctx)
+}
+
+// tryMkfsOptions makes a small file system with the site's options for mkfs,
+// which are known to suit it only then.
+func (c *creation) tryMkfsOptions(ctx context.Context) (err error) {
+	if len(c.set.MkfsOptions) == 0 {
+		return nil
+	}
+	path := filepath.Join(mount.RunDir, "mkfs")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		return fmt.Errorf("cannot try MKFS_OPTIONS: %w", err)
+	}
+	defer os.Remove(path)
+	if err := os.Truncate(path, int64(size.GiB)); err != nil {
+		return fmt.Errorf("cannot try MKFS_OPTIONS: %w", err)
+	}
+	if _, err := filesystem.Make(ctx, path, filesystem.Kind(c.set.Filesystem), filesystem.Options{Features: c.set.MkfsOptions}); err != nil {
+		return classify(Input, fmt.Errorf("cannot use MKFS_OPTIONS (%s) with FILESYSTEM=%s (%s): %w",
+			c.set.Origin("MKFS_OPTIONS"), c.set.Filesystem, c.set.Origin("FILESYSTEM"), err))
 	}
 	return nil
 }
@@ -173,7 +198,8 @@ func (c *creation) planTree() (err error) {
 		c.tree.kind = layout.MBR
 	}
 	spec.MBR = c.tree.kind == layout.MBR
-	if !c.inst.ExternalKernel() && (c.tree.kind == layout.GPT || c.wantsLoader()) && c.canMakeESP() {
+	spec.BIOSBoot = !c.inst.ExternalKernel() && c.tree.kind != layout.MBR
+	if (spec.BIOSBoot || c.wantsLoader()) && c.canMakeESP() {
 		spec.ESP = c.set.ESPSize
 	}
 	if c.tree.places, err = spec.Places(); err != nil {
@@ -203,7 +229,7 @@ func (c *creation) leastRoot() size.Bytes {
 func (c *creation) canMakeESP() bool {
 	for _, tool := range []string{"mkfs.vfat", "mcopy", "mmd"} {
 		if _, err := run.Find(tool); err != nil {
-			slog.Warn("there is no ESP on the disk, so the guest boots by BIOS only", "cause", err)
+			slog.Warn("the disk gets no ESP, so that no boot loader for UEFI can be installed (dosfstools and mtools have the programs)", "cause", err)
 			return false
 		}
 	}
@@ -241,7 +267,18 @@ func (c *creation) writeTree(ctx context.Context) error {
 	if err := deploy.Wipe(c.dev); err != nil {
 		return classify(Disk, err)
 	}
-	if err := c.makeSystems(ctx); err != nil {
+	if err := c.writeSystems(ctx); err != nil {
+		return err
+	}
+	return classify(Disk, c.writeTable())
+}
+
+// writeSystems makes what the partitions hold. When it returns, all of it is on
+// the disk and no loop device is left.
+func (c *creation) writeSystems(ctx context.Context) (err error) {
+	var steps undo.Stack
+	defer steps.Unwind(&err)
+	if err := c.makeSystems(ctx, &steps); err != nil {
 		return err
 	}
 	if err := c.fill(ctx); err != nil {
@@ -251,13 +288,16 @@ func (c *creation) writeTree(ctx context.Context) error {
 		if err := s.setNames(ctx); err != nil {
 			return err
 		}
+		if err := s.loop.Sync(); err != nil {
+			return classify(Disk, err)
+		}
 	}
-	return classify(Disk, c.writeTable())
+	return nil
 }
 
 // makeSystems gives each partition a loop device and makes what it holds, but
 // for the ESP, which not each guest gets.
-func (c *creation) makeSystems(ctx context.Context) (err error) {
+func (c *creation) makeSystems(ctx context.Context, steps *undo.Stack) (err error) {
 	for _, p := range c.tree.places { // nothing of an old system must be found again
 		if err := c.dev.Zero(p.Start, min(p.Length, size.MiB)); err != nil {
 			return classify(Disk, err)
@@ -267,7 +307,7 @@ func (c *creation) makeSystems(ctx context.Context) (err error) {
 		if s.loop, err = block.Attach(c.dev.Path(), s.Start, s.Length, 512, false); err != nil {
 			return classify(Disk, err)
 		}
-		c.steps.Push("detach "+s.loop.Path(), s.loop.Detach)
+		steps.Push("detach "+s.loop.Path(), s.loop.Detach)
 		if s.kind == filesystem.VFAT {
 			continue
 		}
@@ -297,16 +337,16 @@ func (c *creation) fill(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	for _, a := range c.tree.archives {
-		if err := c.unpack(ctx, a, filepath.Join(dir, a.below)); err != nil {
-			return err
-		}
-	}
 	root, err := guest.Open(dir)
 	if err != nil {
 		return err
 	}
 	steps.Push("close the guest's root", root.Close)
+	for _, a := range c.tree.archives {
+		if err := c.unpackBelow(ctx, a, root); err != nil {
+			return err
+		}
+	}
 	return c.settle(ctx, root)
 }
 
@@ -319,11 +359,22 @@ func (t *treeImage) find(mountpoint string) *system {
 	return nil
 }
 
-func (c *creation) unpack(ctx context.Context, a archive, dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("cannot make %s: %w", dir, err)
+// unpackBelow unpacks an archive to its directory of the guest, which an earlier
+// one may have made a link: it is opened inside the guest.
+func (c *creation) unpackBelow(ctx context.Context, a archive, root *guest.Root) error {
+	if err := root.MkdirAll(a.below, 0o755); err != nil {
+		return classify(Image, err)
 	}
-	stats, err := unpack.Into(ctx, dir, a, unpack.Options{})
+	dir, err := root.OpenDir(a.below)
+	if err != nil {
+		return classify(Image, err)
+	}
+	defer dir.Close()
+	return c.unpack(ctx, a, "/proc/self/fd/"+strconv.Itoa(int(dir.Fd())))
+}
+
+func (c *creation) unpack(ctx context.Context, a archive, dir string) error {
+	stats, err := unpack.Into(ctx, dir, a.source, unpack.Options{})
 	for _, warning := range a.Warnings() {
 		slog.Warn(warning, "image", a.path)
 	}
@@ -332,6 +383,8 @@ func (c *creation) unpack(ctx context.Context, a archive, dir string) error {
 		return classify(Disk, fmt.Errorf("%w; give the instance a larger disk, or less swap (SWAP_SIZE), or /boot another size (BOOT_SIZE)", err))
 	case err != nil && ctx.Err() != nil:
 		return context.Cause(ctx)
+	case errors.Is(err, unix.EIO), errors.Is(err, unix.EROFS):
+		return classify(Disk, fmt.Errorf("cannot unpack %s: %w", a.path, err))
 	case err != nil:
 		return classify(Image, fmt.Errorf("cannot unpack %s: %w", a.path, err))
 	}
@@ -349,11 +402,15 @@ func (c *creation) settle(ctx context.Context, root *guest.Root) error {
 	if !root.IsRoot() {
 		return classify(Image, fmt.Errorf("cannot use %s: it has no root file system of a Linux system in it (no /etc with fstab or hosts, and /bin)", c.tree.archives[0].path))
 	}
+	if err := c.checkBootThere(root); err != nil {
+		return classify(Image, err)
+	}
 	if err := makeMountPoints(root); err != nil {
 		return err
 	}
-	loaders := grub.FindLoaders(root)
-	c.chooseTable(loaders)
+	if err := c.chooseTable(grub.FindLoaders(root)); err != nil {
+		return err
+	}
 	c.takeNames(root.NamedSystems())
 	if err := c.makeESP(ctx, root); err != nil {
 		return err
@@ -374,6 +431,25 @@ func (c *creation) settle(ctx context.Context, root *guest.Root) error {
 	}
 	c.sayWhetherItBoots()
 	return nil
+}
+
+// checkBootThere refuses a dump whose /boot was a file system of its own, and is
+// missing.
+func (c *creation) checkBootThere(root *guest.Root) error {
+	if c.imageType != image.TypeDump || len(c.tree.archives) > 1 || c.inst.ExternalKernel() {
+		return nil
+	}
+	entries, err := root.FSTab()
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	kernels, err := grub.Kernels(root)
+	separate := slices.ContainsFunc(entries, func(e guest.FSTabEntry) bool { return e.Mountpoint == "/boot" })
+	if !separate || len(kernels) > 0 || err != nil {
+		return err
+	}
+	return fmt.Errorf("cannot use %s: its /boot is a file system of its own, of which there is no dump beside it: put it there as NAME-boot.dump",
+		c.tree.archives[0].path)
 }
 
 // mountPoints are directories that an archive may be without, as they are empty
@@ -397,8 +473,11 @@ func makeMountPoints(root *guest.Root) error {
 
 // chooseTable decides what was left open until it is known what boots the guest,
 // and numbers the partitions.
-func (c *creation) chooseTable(loaders grub.Loaders) {
+func (c *creation) chooseTable(loaders grub.Loaders) error {
 	t := c.tree
+	if c.wantsLoader() && loaders.EFI && !loaders.BIOS && t.find(espMountpoint) == nil {
+		return errors.New("cannot make the guest boot: it has a boot loader for UEFI only, and the programs that make an ESP are missing: install dosfstools and mtools")
+	}
 	if t.kind == "" {
 		t.kind = layout.MBR
 		if loaders.EFI && !loaders.BIOS {
@@ -413,16 +492,7 @@ func (c *creation) chooseTable(loaders grub.Loaders) {
 	for _, s := range t.systems {
 		s.number = numbers[s.Use]
 	}
-}
-
-// volumeID is the number that FAT has in place of a UUID, as "1A2B-3C4D": what
-// the guest names, or one that is drawn.
-func (s *system) volumeID() uint32 {
-	id, err := strconv.ParseUint(strings.ReplaceAll(s.uuid, "-", ""), 16, 32)
-	if err != nil {
-		return rand.Uint32()
-	}
-	return uint32(id)
+	return nil
 }
 
 // makeESP makes the file system of the ESP, if there is to be one.
@@ -441,84 +511,8 @@ func (c *creation) makeESP(ctx context.Context, root *guest.Root) error {
 	return root.MkdirAll(s.mountpoint, 0o700)
 }
 
-// takeNames has the new file systems get the identifiers by which the guest's
-// files name them, so that initial RAM disks, which nobody edits, stay true.
-func (c *creation) takeNames(named map[string]guest.Named) {
-	taken := map[string]bool{}
-	for _, s := range c.tree.systems {
-		n := named[cmp.Or(map[string]string{"none": "swap"}[s.mountpoint], s.mountpoint)]
-		if n.UUID != "" && !taken[n.UUID] {
-			s.uuid, taken[n.UUID] = n.UUID, true
-		}
-		if n.Label != "" && !taken[n.Label] && s.kind != filesystem.VFAT {
-			s.label, taken[n.Label] = n.Label, true
-		}
-		if n.PartUUID != "" && !taken[n.PartUUID] {
-			s.partUUID, taken[n.PartUUID] = n.PartUUID, true
-		}
-	}
-}
-
-// setNames gives what a partition holds the identifiers that the guest names.
-func (s *system) setNames(ctx context.Context) (err error) {
-	label := s.label
-	if len(label) > s.kind.LongestLabel() {
-		label = ""
-	}
-	if s.uuid == "" && label == "" || s.kind == filesystem.VFAT {
-		return nil
-	}
-	s.info, err = filesystem.SetNames(ctx, s.loop.Path(), s.kind, s.uuid, label)
-	return err
-}
-
-// fstabSystems is what the guest's fstab is to say.
-func (c *creation) fstabSystems() []guest.FSTabSystem {
-	var systems []guest.FSTabSystem
-	for _, s := range c.tree.systems {
-		uuid := cmp.Or(s.uuid, s.info.UUID) // it is set when nothing is mounted any more
-		entry := guest.FSTabSystem{Device: "UUID=" + uuid, Names: []string{"UUID=" + uuid}, Mountpoint: s.mountpoint, Type: string(s.kind)}
-		if s.label != "" && len(s.label) <= s.kind.LongestLabel() {
-			entry.Names = append(entry.Names, "LABEL="+s.label)
-		}
-		if id := c.tree.partUUID(s); id != "" {
-			entry.Names = append(entry.Names, "PARTUUID="+id)
-		}
-		systems = append(systems, entry)
-	}
-	return systems
-}
-
-// partUUID is the PARTUUID that the guest names a partition by, if a table of
-// the kind can have it.
-func (t *treeImage) partUUID(s *system) string {
-	if t.kind == layout.GPT && len(s.partUUID) == 36 {
-		return s.partUUID
-	}
-	if id, ok := t.diskID(); ok && t.kind == layout.MBR && s.number > 0 && s.partUUID == fmt.Sprintf("%08x-%02x", id, s.number) {
-		return s.partUUID
-	}
-	return ""
-}
-
-// diskID is the disk signature that the guest's PARTUUIDs begin with.
-func (t *treeImage) diskID() (id uint32, ok bool) {
-	for _, s := range slices.Backward(t.systems) {
-		var number int
-		if n, _ := fmt.Sscanf(s.partUUID, "%08x-%02x", &id, &number); n == 2 && len(s.partUUID) == 11 && number == s.number && id != 0 {
-			return id, true
-		}
-	}
-	return 0, false
-}
-
 // writeTable stores all that was written and then has the disk show it.
 func (c *creation) writeTable() error {
-	for _, s := range c.tree.systems {
-		if err := s.loop.Sync(); err != nil {
-			return err
-		}
-	}
 	if err := c.dev.Sync(); err != nil {
 		return err
 	}
@@ -543,48 +537,19 @@ func (c *creation) writeTable() error {
 	return err
 }
 
-// serialConsole is the console that the hypervisor connects for the instance, by
-// the guest's name for it; empty where there is none. The speed is in bits per
-// second.
-func serialConsole(inst osapi.Instance) (device string, speed int) {
-	switch {
-	case inst.Hypervisor == "xen-pvm":
-		return "hvc0", 0
-	case inst.Hypervisor == "xen-hvm", inst.Hypervisor == "kvm" && inst.HVParams["serial_console"] == "True":
-		speed, err := strconv.Atoi(inst.HVParams["serial_speed"])
-		if err != nil || speed <= 0 {
-			speed = 38400 // Ganeti's default
-		}
-		return "ttyS0", speed
-	}
-	return "", 0
-}
-
-// sayWhetherItBoots warns of a disk that nothing boots from.
-func (c *creation) sayWhetherItBoots() {
-	if c.inst.ExternalKernel() || c.wantsLoader() {
-		return
-	}
-	slog.Warn("this guest will not boot by itself: no boot loader is installed; " +
-		"enable the hook grub (ganeti-image hooks enable grub), set GRUB=auto, or give the instance a kernel of the node (kernel_path)")
-}
-
-// installLoader makes the guest boot, where the setting GRUB asks for that and
-// not the hook, which does the same.
-func (c *creation) installLoader(ctx context.Context, t *mount.Tree, steps *undo.Stack) error {
-	if c.tree == nil || c.set.GRUB != "auto" || c.enabled("grub") {
+// checkMounted makes sure that what was made is what the guest will see: it is
+// mounted by the guest's own fstab.
+func (c *creation) checkMounted(t *mount.Tree) error {
+	if c.tree == nil {
 		return nil
 	}
-	path, err := c.blockDevice(steps)
-	if err != nil {
-		return err
+	boot := 0
+	if s := c.tree.find("/boot"); s != nil {
+		boot = s.number
 	}
-	return makeBootable(ctx, &customisation{root: t.Root, set: c.set, inst: c.inst}, path, number(t.RootPart), number(t.BootPart))
-}
-
-func number(p *mount.Part) int {
-	if p == nil {
-		return 0
+	if root := c.tree.find("/").number; number(t.RootPart) != root || number(t.BootPart) != boot {
+		return fmt.Errorf("cannot mount the guest by its own fstab: / is partition %d and /boot %d (0: none), and should be %d and %d",
+			number(t.RootPart), number(t.BootPart), root, boot)
 	}
-	return p.Number
+	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -13,18 +14,18 @@ const (
 	rootEnding = "-root.dump"
 	bootEnding = "-boot.dump"
 	// firstVolume follows the ending where a dump is in several volumes, which
-	// are next to each other; IMAGE_FILE can name it.
+	// are next to each other; IMAGE_FILE can name it. /boot is in one.
 	firstVolume = "001"
 )
 
 // bootBeside is the name of the dump of /boot that belongs to one of the root.
 func bootBeside(file string) (string, bool) {
-	for _, volume := range []string{"", firstVolume} {
-		if stem, ok := strings.CutSuffix(file, rootEnding+volume); ok {
-			return stem + bootEnding + volume, true
-		}
-	}
-	return "", false
+	stem, ok := strings.CutSuffix(strings.TrimSuffix(file, firstVolume), rootEnding)
+	return stem + bootEnding, ok
+}
+
+func anyThere(paths []string) bool {
+	return slices.ContainsFunc(paths, func(path string) bool { there, _ := regular(path); return there })
 }
 
 // withBoot adds the dump of /boot that lies beside one of the root, if one does.
@@ -55,8 +56,9 @@ func (st *store) fetchBoot(ctx context.Context, root source, found Found) (Found
 	if root.placed != "" {
 		src.placed = filepath.Join(filepath.Dir(root.placed), name)
 	}
-	if err := st.client.probe(ctx, src.url); isAbsent(err) {
-		return found, nil
+	// Without the server, a root that was fetched earlier had none if none was kept.
+	if err := st.client.probe(ctx, src.url); isAbsent(err) || err != nil && !anyThere(src.copies()) {
+		return found, ctx.Err()
 	}
 	boot, err := st.fetch(ctx, src) // which also knows what to do without the server
 	if err != nil {
