@@ -378,11 +378,11 @@ func (e *editor) writeCfg(name, old string, bls blsUse) error {
 	var without []string
 	for _, it := range items {
 		if len(it.initrds) == 0 {
-			without = append(without, path.Base(it.linux))
+			without = append(without, printable(it.linux))
 		}
 	}
 	if len(without) > 0 {
-		e.changes = append(e.changes, fmt.Sprintf("%s starts without an initial RAM disk, as /boot has none: %s", printable(name), printable(strings.Join(without, ", "))))
+		e.changes = append(e.changes, fmt.Sprintf("%s starts without an initial RAM disk, as none is there: %s", printable(name), strings.Join(without, ", ")))
 	}
 	return nil
 }

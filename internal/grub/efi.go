@@ -238,9 +238,27 @@ func (e *efiInstall) addStubs(ctx context.Context) error {
 	}
 	stub := fmt.Sprintf("search.fs_uuid %s root\nset prefix=($root)'%s'\nconfigfile $prefix/grub.cfg\n", uuid, e.facts.onBoot(config))
 	for _, dir := range dirs {
-		e.tree.addData(dir+"/grub.cfg", []byte(stub))
+		whole, err := e.hasMenu(dir + "/grub.cfg")
+		if err != nil {
+			return err
+		}
+		if !whole {
+			e.tree.addData(dir+"/grub.cfg", []byte(stub))
+		}
 	}
 	return detachEnvironment(e.Root, config+"/grubenv")
+}
+
+// hasMenu tells whether a grub.cfg on the ESP is a whole one, which loads a
+// kernel that is there. As RHEL 7 has it, grubby adds new kernels to that one.
+func (e *efiInstall) hasMenu(name string) (bool, error) {
+	i := e.tree.index(name)
+	if i < 0 || e.tree.files[i].size > cfgLimit {
+		return false, nil
+	}
+	content, err := e.tree.files[i].read()
+	text := string(content)
+	return hasMenu(text) && !callsBLSCfg(text) && (&editor{facts: e.facts, tree: e.Root}).isOfUse(text), err
 }
 
 func (e *efiInstall) hasConfig(dirs []string) bool {

@@ -120,6 +120,22 @@ func TestPlanESP(t *testing.T) {
 			},
 		},
 		{
+			"EL7, its menu on the ESP", map[string]string{
+				"/boot/efi/EFI/BOOT/BOOTX64.EFI": "shim", "/boot/efi/EFI/centos/grubx64.efi": grubImage("/EFI/centos", ""), "/boot/vmlinuz-1": "", "/boot/grub2/grub.cfg": "menu",
+				"/boot/efi/EFI/centos/grub.cfg": "menuentry 'a' {\nlinuxefi /boot/vmlinuz-1\n}\n",
+			}, "the boot loader in its /boot/efi/EFI/BOOT", map[string]string{
+				"/EFI/BOOT/BOOTX64.EFI": "shim", "/EFI/centos/grubx64.efi": grubImage("/EFI/centos", ""), "/EFI/centos/grub.cfg": "menuentry 'a' {\nlinuxefi /boot/vmlinuz-1\n}\n",
+			},
+		},
+		{
+			"a menu on the ESP of a kernel that is gone", map[string]string{
+				"/boot/efi/EFI/BOOT/BOOTX64.EFI": "shim", "/boot/efi/EFI/centos/grubx64.efi": grubImage("/EFI/centos", ""), "/boot/grub2/grub.cfg": "menu",
+				"/boot/efi/EFI/centos/grub.cfg": "menuentry 'a' {\nlinuxefi /boot/vmlinuz-1\n}\n",
+			}, "the boot loader in its /boot/efi/EFI/BOOT", map[string]string{
+				"/EFI/BOOT/BOOTX64.EFI": "shim", "/EFI/centos/grubx64.efi": grubImage("/EFI/centos", ""), "/EFI/centos/grub.cfg": stub2,
+			},
+		},
+		{
 			"no removable path", map[string]string{
 				"/boot/efi/EFI/debian/shimx64.efi": "shim", "/boot/efi/EFI/debian/grubx64.efi": debianGRUB, "/boot/efi/EFI/debian/mmx64.efi": "mok", "/boot/grub/grub.cfg": "menu",
 			}, "shim and GRUB, /boot/efi/EFI/debian/shimx64.efi and /boot/efi/EFI/debian/grubx64.efi", map[string]string{

@@ -441,6 +441,146 @@ func TestBLSCfg(t *testing.T) {
 	judge(t, dir)
 }
 
+// TestBLSByUEFI has a tree of EL8 whose configuration is all on the ESP, and no
+// GRUB for BIOS that reads entries.
+func TestBLSByUEFI(t *testing.T) {
+	files := map[string]string{
+		"/etc/os-release": "ID=almalinux\nVERSION_ID=8\n", "/boot/vmlinuz-1.el8": "", "/boot/initramfs-1.el8.img": "",
+		"/boot/loader/entries/a-1.el8.conf": "title A\nlinux /boot/vmlinuz-1.el8\ninitrd /boot/initramfs-1.el8.img\noptions $kernelopts\n",
+		"/boot/efi/EFI/almalinux/grub.cfg":  "search --no-floppy --fs-uuid --set=root 0-0\nset boot=$root\nload_env\ninsmod blscfg\nblscfg\n",
+		"/boot/efi/EFI/BOOT/BOOTX64.EFI":    "shim", "/boot/efi/EFI/almalinux/grubx64.efi": grubImage("/EFI/almalinux", ""), "/boot/grub2/": "",
+	}
+	const mixed = "if [ x$grub_platform = xefi ]; then\n" + blsCommands + "else\n\nmenuentry 'A'"
+	if got := steadyCfg(t, files); !strings.Contains(got, mixed) || !strings.HasSuffix(got, "}\nfi\n") {
+		t.Errorf("with entries:\n%s", got)
+	}
+	delete(files, "/boot/loader/entries/a-1.el8.conf")
+	const both = "if [ x$grub_platform = xefi ]; then\n" + blsCommands + "fi\n\nmenuentry 'Linux, with Linux 1.el8'"
+	if got := steadyCfg(t, files); !strings.Contains(got, both) || !strings.HasSuffix(got, "}\n") {
+		t.Errorf("without entries yet:\n%s", got)
+	}
+	for _, name := range biosFiles {
+		files["/usr/lib/grub/i386-pc/"+name] = ""
+	}
+	files["/usr/lib/grub/i386-pc/blscfg.mod"] = ""
+	if got := steadyCfg(t, files); !strings.Contains(got, "\n"+blsCommands+"\nmenuentry") || strings.Contains(got, "grub_platform") {
+		t.Errorf("with a GRUB for BIOS that reads entries:\n%s", got)
+	}
+	files["/etc/os-release"] = "ID=debian\n"
+	if got := steadyCfg(t, files); strings.Contains(got, "blscfg") {
+		t.Errorf("in Debian:\n%s", got)
+	}
+}
+
+// steadyCfg is the grub.cfg of a guest, which a second time does not change.
+func steadyCfg(t *testing.T, files map[string]string) string {
+	t.Helper()
+	target := guestTree(t, files)
+	if _, err := Configure(target); err != nil {
+		t.Fatal(err)
+	}
+	name := grubDirectory(target.Root) + "/grub.cfg"
+	text, err := target.Root.ReadFile(name, cfgLimit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := Configure(target); err != nil || len(again) > 0 {
+		t.Errorf("a second time %q, %v", again, err)
+	}
+	check := exec.Command("grub-script-check")
+	check.Stdin = strings.NewReader(string(text))
+	need.Tools(t, "grub-script-check")
+	if out, err := check.CombinedOutput(); err != nil {
+		t.Errorf("grub-script-check: %v\n%s", err, out)
+	}
+	return string(text)
+}
+
+// TestUselessCfg has grub.cfg files that are written anew, and others that stay.
+func TestUselessCfg(t *testing.T) {
+	for text, useless := range map[string]bool{
+		"menuentry 'old' {\n linux /boot/vmlinuz-1 root=UUID=1\n}\n": true,
+		"set timeout=5\n": true,
+		cfgMark + "menuentry 'x' {\n linux /boot/vmlinuz-2\n}\n":               true,
+		"menuentry 'x' {\n linux /boot/vmlinuz-2 root=UUID=1\n initrd /i\n}\n": false,
+		"menuentry 'x' {\n linux ($root)/@/boot/vmlinuz-2\n}\n":                false,
+		"linux $kernel\n":                   false,
+		"configfile /boot/grub/other.cfg\n": false,
+		"menuentry 'x' {\n multiboot2 /boot/xen.gz\n module2 /boot/vmlinuz-2\n}": false,
+	} {
+		target := guestTree(t, map[string]string{"/etc/os-release": "ID=debian\n", "/boot/vmlinuz-2": "", "/boot/initrd.img-2": "", "/boot/xen.gz": "", "/boot/grub/grub.cfg": text})
+		changes, err := Configure(target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		anew := slices.ContainsFunc(changes, func(line string) bool { return strings.HasPrefix(line, "wrote /boot/grub/grub.cfg") })
+		if anew != useless || useless && strings.HasPrefix(text, "m") != strings.Contains(strings.Join(changes, "\n"), "loads no kernel that is there") && !strings.HasPrefix(text, "set") {
+			t.Errorf("of %q: %q", text, changes)
+		}
+		if again, err := Configure(target); err != nil || len(again) > 0 {
+			t.Errorf("a second time %q, %v", again, err)
+		}
+	}
+}
+
+// TestUnreadableGrubenv has environment blocks that GRUB does not read either.
+func TestUnreadableGrubenv(t *testing.T) {
+	for _, text := range []string{"", strings.Repeat("\x00", 1024), "# GRUB Environment Block\r\nx=1\n"} {
+		files := map[string]string{"/boot/vmlinuz-1": "", "/boot/initrd-1": "", "/boot/grub/grubenv": text}
+		target := guestTree(t, files)
+		changes, err := Configure(target)
+		got, _ := target.Root.ReadFile("/boot/grub/grubenv", 2000)
+		if err != nil || !strings.HasPrefix(changes[0], "left /boot/grub/grubenv as it is: ") || string(got) != text {
+			t.Errorf("%q becomes %q: %q, %v", text, got, changes, err)
+		}
+		files["/boot/loader/entries/a.conf"] = "title A\nlinux /boot/vmlinuz-1\ninitrd /boot/initrd-1\noptions $kernelopts\n"
+		target = guestTree(t, files)
+		changes, err = Configure(target)
+		got, _ = target.Root.ReadFile("/boot/grub/grubenv", 2000)
+		if err != nil || len(got) != grubenvSize || !strings.Contains(string(got), "kernelopts=ro root=UUID="+testUUID) {
+			t.Errorf("%q becomes %q: %q, %v", text, got, changes, err)
+		}
+	}
+}
+
+// TestCopyLinked has openSUSE's kernels, where /boot is another file system.
+func TestCopyLinked(t *testing.T) {
+	files := map[string]string{
+		"/etc/os-release": "ID=opensuse-tumbleweed\n", "/usr/lib/modules/6.11/vmlinuz": "kernel", "/var/initrd": "initrd",
+		"/boot/vmlinuz-6.11": "-> ../usr/lib/modules/6.11/vmlinuz", "/boot/vmlinuz": "-> vmlinuz-6.11", "/boot/initrd-6.11": "-> /var/initrd",
+		"/boot/vmlinuz-gone": "-> ../usr/gone", "/boot/vmlinuz-dir": "-> ../usr", "/boot/System.map-6.11": "-> ../usr/lib/modules/6.11/vmlinuz", "/boot/grub2/": "",
+	}
+	links := func(target Target) (found string) {
+		names, _ := target.Root.ReadDir("/boot")
+		for _, name := range names {
+			if _, err := target.Root.Readlink("/boot/" + name); err == nil {
+				found += name + " "
+			}
+		}
+		return found
+	}
+	one := guestTree(t, files)
+	before := links(one)
+	if _, err := Configure(one); err != nil || links(one) != before {
+		t.Errorf("on one file system: %v, links %s", err, links(one))
+	}
+	target := guestTree(t, files)
+	target.BootFS = bootOn(1, filesystem.Ext4)
+	changes, err := Configure(target)
+	if err != nil || !slices.Contains(changes, "copied /usr/lib/modules/6.11/vmlinuz to /boot/vmlinuz-6.11, which was a link to it") {
+		t.Errorf("%q, %v", changes, err)
+	}
+	kernel, _ := target.Root.ReadFile("/boot/vmlinuz", 100)
+	initrd, _ := target.Root.ReadFile("/boot/initrd-6.11", 100)
+	cfg, _ := target.Root.ReadFile("/boot/grub2/grub.cfg", cfgLimit)
+	if got := links(target); got != "System.map-6.11 vmlinuz vmlinuz-dir vmlinuz-gone " || string(kernel) != "kernel" || string(initrd) != "initrd" || !strings.Contains(string(cfg), "linux\t/vmlinuz-6.11 ") {
+		t.Errorf("links %s, %q, %q\n%s", got, kernel, initrd, cfg)
+	}
+	if again, err := Configure(target); err != nil || len(again) > 0 {
+		t.Errorf("a second time %q, %v", again, err)
+	}
+}
+
 // TestLongCfg is for what would take the square of its length.
 func TestLongCfg(t *testing.T) {
 	for _, piece := range []string{"search -u 0;", "${", "{", "'a", "\"$", "menuentry x {", "set root='hd0'  ", "\\\n", "# "} {

@@ -40,7 +40,7 @@ type customisation struct {
 var Builtins = []Builtin{
 	{"cloud-init", "write a NoCloud seed: name, network, users and the site's user-data", checkCloudInit, runCloudInit},
 	{"grub", "install the boot loader of a tarball or dump; disk images bring their own", nil, runGRUB},
-	{"interfaces", "write the guest's network configuration and host name", checkInterfaces, runInterfaces},
+	{"interfaces", "write the guest's network configuration, host name and identity", checkInterfaces, runInterfaces},
 	{"overlays", "copy the directory OVERLAY names into the guest", checkOverlays, runOverlays},
 	{"ssh", "replace the ssh host keys", nil, runSSH},
 	{"zz_ddns", "have the guest send its name to the DHCP server", nil, nil},
@@ -112,26 +112,33 @@ func runCloudInit(ctx context.Context, c *customisation) error {
 	return err
 }
 
-// runInterfaces also names the guest. Where cloud-init is in the guest too, its
+// runInterfaces also names the guest, and takes from it what must be each
+// system's own. Where cloud-init is in the guest too, its
 // own network configuration is switched off: two on one interface are one too many.
 func runInterfaces(ctx context.Context, c *customisation) error {
 	nics, err := network.Plan(ctx, c.set, c.inst)
 	if err != nil {
 		return err
 	}
-	changes, err := c.root.SetHostname(c.inst.Name, firstAddress(nics))
-	if err == nil {
-		for _, nic := range nics {
-			slog.Info("network", "nic", nic.Name, "mac", nic.MAC, "by", nic.Source)
+	for _, nic := range nics {
+		slog.Info("network", "nic", nic.Name, "mac", nic.MAC, "by", nic.Source)
+	}
+	for _, step := range []func() ([]string, error){
+		func() ([]string, error) { return c.root.SetHostname(c.inst.Name, firstAddress(nics)) },
+		func() ([]string, error) { return c.root.ResetIdentity(false) }, // also rules for names of NICs, which may be written next
+		func() ([]string, error) {
+			return render.Write(c.root, nics, render.Options{CloudInit: c.root.HasCloudInit()})
+		},
+	} {
+		changes, err := step()
+		for _, change := range changes {
+			slog.Info("interfaces: " + change)
 		}
-		var more []string
-		more, err = render.Write(c.root, nics, render.Options{CloudInit: c.root.HasCloudInit()})
-		changes = append(changes, more...)
+		if err != nil {
+			return err
+		}
 	}
-	for _, change := range changes {
-		slog.Info("interfaces: " + change)
-	}
-	return err
+	return nil
 }
 
 // firstAddress is an address that stays the guest's, if there is one.
