@@ -80,6 +80,20 @@ func TestGaneti(t *testing.T) {
 		name := fmt.Sprintf("%s %s uefi=%v %s", g.layout, g.compression, g.uefi, g.network)
 		t.Run(name, func(t *testing.T) { c.guest(t, g, i%9+1) })
 	}
+	for i, g := range treeGuests {
+		t.Run("tree "+g.name(), func(t *testing.T) { c.tree(t, g, i+1) })
+	}
+}
+
+// treeGuest is an instance on the real cluster that is made from an archive.
+type treeGuest struct {
+	treeBoot
+	address string // how it learns it: "file" or "ganeti"
+}
+
+var treeGuests = []treeGuest{
+	{treeBoot{"tar.zst", nil, "both", "netplan", "auto", false, "ext4", true, false}, "file"},
+	{treeBoot{"dump", []string{"-z"}, "both", "ifupdown", "gpt", true, "xfs", false, false}, "ganeti"},
 }
 
 // installPackage installs the .deb on this machine for the time of the test.
@@ -120,7 +134,7 @@ func startCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	// Before the cluster, so that a variant's image is there when it is asked for.
-	list := "default\n"
+	list := "default\ntree\n"
 	for _, layout := range []lab.Layout{lab.MBR, lab.Installer, lab.LVM, lab.Debian, lab.Ubuntu, lab.Alma, lab.Fedora} {
 		list += string(layout) + "\n"
 	}
@@ -195,6 +209,63 @@ func (c *cluster) refusals(t *testing.T) {
 			t.Errorf("gnt-instance add %v: the answer does not say %q: %v", r.arguments, r.want, err)
 		}
 		_, _ = c.Run(t.Context(), "gnt-instance", "remove", "--force", "--ignore-failures", "vm9.gnt.test")
+	}
+}
+
+// treeHooks gives the variant tree hooks of its own.
+const treeHooks = `cp -a /etc/ganeti/instance-image/hooks "$1"; chmod 644 "$1"/*; ganeti-image hooks --variant tree enable grub interfaces ssh`
+
+// tree adds an instance that is made from an archive, boots it, and asks it who
+// it is.
+func (c *cluster) tree(t *testing.T, g treeGuest, n int) {
+	ctx, cancel := context.WithTimeout(t.Context(), guestPatience)
+	defer cancel()
+	name, address, mac := fmt.Sprintf("tree%d.gnt.test", n), fmt.Sprintf("192.0.2.%d", 40+n), fmt.Sprintf("aa:00:00:12:35:%02x", n)
+	image, err := c.lab.TreeImage(ctx, g.spec(c.public))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hooks := filepath.Join(t.TempDir(), "hooks")
+	writeConf(t, "variants/tree.conf", g.settings(image)+"CUSTOMIZE_DIR="+hooks+"\n")
+	c.must(t, "bash", "-euc", treeHooks, "-", hooks)
+	nic := "0:mac=" + mac + ",link=" + lab.Bridge
+	if g.address == "ganeti" {
+		nic = "0:mac=" + mac + ",network=n1,ip=" + address
+	} else {
+		writeConf(t, "networks/instances/"+name, "ADDRESS="+address+"\nSUBNET=lab\n")
+	}
+	firmware := "kvm_extra="
+	if g.uefi {
+		firmware = `kvm_extra=-bios /usr/share/ovmf/OVMF.fd`
+	}
+	c.must(t, "gnt-instance", "add", "-t", "file", "-o", "image+tree", "-n", lab.Node, "--disk", "0:size=4G",
+		"-B", "memory=512M,vcpus=2", "-H", "kvm:"+firmware, "--no-name-check", "--no-ip-check", "--no-start", "--net", nic, name)
+	defer c.must(t, "gnt-instance", "remove", "--force", "--shutdown-timeout=0", name)
+	log := c.scriptLog(t, name)
+	console, err := c.Boot(ctx, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest := c.SSH("root", address, c.private)
+	if err := guest.Wait(ctx); err != nil {
+		t.Fatalf("%v\nscript:\n%s\nconsole:\n%s", err, log, console.Text())
+	}
+	key := fingerprint.FindStringSubmatch(log)
+	if key == nil {
+		t.Fatalf("the log names no host key:\n%s", log)
+	}
+	for _, q := range []struct{ question, command, want string }{
+		{"name", "hostname --fqdn", name},
+		{"host key", "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub | cut -d' ' -f2", key[1]},
+		{"root", "findmnt -n -o FSTYPE /", g.fs},
+		{"swap", "swapon --show=NAME --noheadings | wc -l", map[bool]string{true: "1", false: "0"}[g.swap]},
+		{"arguments", "grep -ow lab.mark /proc/cmdline | wc -l", "1"},
+		{"failed units", "systemctl --failed --no-legend --plain | grep -v 'networkd-wait-online' || true", ""},
+	} {
+		got, err := guest.Run(ctx, q.command)
+		if got = strings.TrimSpace(got); err != nil || got != q.want {
+			t.Errorf("%s: the guest says %q, %v, want %q", q.question, got, err, q.want)
+		}
 	}
 }
 

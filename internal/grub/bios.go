@@ -28,28 +28,28 @@ const (
 )
 
 // installBIOS writes GRUB for BIOS to the disk, and its modules to /boot.
-func installBIOS(_ context.Context, t Target, l Loaders) ([]string, error) {
+func installBIOS(_ context.Context, t Target, f *facts) ([]string, error) {
 	at, room, err := coreRoom(t.Table)
 	if err != nil {
-		if !l.BIOS {
-			return nil, unfit("")
+		if !f.loaders.BIOS {
+			return nil, quiet{err}
 		}
 		return nil, err
 	}
-	from, done, err := biosSource(t, l)
+	from, done, err := biosSource(t.Root, f)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	core, err := t.core(from)
+	core, err := f.core(from)
 	if err != nil {
 		return nil, err
 	}
 	if size.Bytes(len(core)) > room {
 		return nil, unfit(fmt.Sprintf("GRUB's core image for %s needs %d bytes and the disk has room for %d in front of its first partition: let that begin at 1 MiB",
-			t.boot().Kind, len(core), int64(room)))
+			f.boot.Kind, len(core), int64(room)))
 	}
-	copied, err := copyModules(from, t.Root, grubDirectory(t.Root)+"/i386-pc")
+	copied, err := copyModules(from, t.Root, f.grub+"/i386-pc")
 	if err != nil {
 		return nil, err
 	}
@@ -65,16 +65,12 @@ func installBIOS(_ context.Context, t Target, l Loaders) ([]string, error) {
 
 // core makes the core image for this disk. Its prefix names a partition of the
 // disk that the BIOS booted, and no UUID.
-func (t Target) core(from moduleDir) ([]byte, error) {
-	f, err := gather(t)
-	if err != nil {
-		return nil, err
-	}
+func (f *facts) core(from moduleDir) ([]byte, error) {
 	module, err := f.readBy()
 	if err != nil {
 		return nil, err
 	}
-	prefix := fmt.Sprintf("(,%s)%s", f.bootPart, f.onBoot(grubDirectory(t.Root)))
+	prefix := fmt.Sprintf("(,%s)%s", f.bootPart, f.onBoot(f.grub))
 	return from.coreImage(prefix, []string{"biosdisk", "part_msdos", "part_gpt", module})
 }
 
@@ -102,7 +98,9 @@ func coreRoom(table *layout.Table) (at, room size.Bytes, err error) {
 		return 0, 0, unfit("the disk has no partition table, so that there is no room for GRUB")
 	case table.Sector() != sectorSize:
 		return 0, 0, unfit(fmt.Sprintf("the disk counts in sectors of %d bytes; GRUB boots by BIOS only from those of 512", int64(table.Sector())))
-	case table.Kind == layout.MBR && len(table.Partitions) > 0:
+	case table.Kind == layout.MBR && len(table.Partitions) == 0:
+		return 0, 0, unfit("the disk's MBR has no partitions")
+	case table.Kind == layout.MBR:
 		return sectorSize, max(0, min(table.Partitions[0].Start, size.MiB)-sectorSize), nil
 	case table.Kind == layout.GPT:
 		for _, p := range table.Partitions {
@@ -116,12 +114,12 @@ func coreRoom(table *layout.Table) (at, room size.Bytes, err error) {
 
 // biosSource is where GRUB's files come from. done is to be called when they
 // were read.
-func biosSource(t Target, l Loaders) (dir moduleDir, done func(), err error) {
-	dir, done, err = biosDir(t.Root, l)
+func biosSource(root *guest.Root, f *facts) (dir moduleDir, done func(), err error) {
+	dir, done, err = biosDir(root, f.loaders)
 	if err != nil || !dir.node {
 		return dir, done, err
 	}
-	if err := dir.fits(t.Root); err != nil {
+	if err := dir.fits(root, f.grub+"/grub.cfg"); err != nil {
 		done()
 		return moduleDir{}, nil, err
 	}
@@ -143,11 +141,10 @@ func biosDir(root *guest.Root, l Loaders) (dir moduleDir, done func(), err error
 }
 
 // fits tells whether this node's GRUB can read the guest's configuration.
-func (d moduleDir) fits(root *guest.Root) error {
+func (d moduleDir) fits(root *guest.Root, config string) error {
 	if d.path == "" {
 		return unfit("the guest has no GRUB for BIOS (looked in " + strings.Join(biosDirs, ", ") + "), and this node has none either")
 	}
-	config := grubDirectory(root) + "/grub.cfg"
 	text, err := root.ReadFile(config, cfgLimit)
 	if err != nil {
 		return unfit("the guest has no GRUB for BIOS, nor a configuration for this node's: " + err.Error())

@@ -44,6 +44,15 @@ func mbr(first size.Bytes) *layout.Table {
 	return &layout.Table{Kind: layout.MBR, SectorSize: 512, Partitions: []layout.Partition{{Number: 1, Start: first, Length: size.GiB, Type: "83"}}}
 }
 
+func factsOf(t *testing.T, target Target) *facts {
+	t.Helper()
+	f, err := gather(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
 func TestRefuseBIOS(t *testing.T) {
 	need.File(t, nodeBIOS+"/kernel.img")
 	gpt := &layout.Table{Kind: layout.GPT, SectorSize: 512, Partitions: []layout.Partition{{Number: 1, Start: size.MiB, Length: size.GiB}}}
@@ -60,7 +69,8 @@ func TestRefuseBIOS(t *testing.T) {
 		{"63 sectors, btrfs", mbr(63 * 512), filesystem.Btrfs, true, "the disk has room for 31744 in front of its first partition: let that begin at 1 MiB"},
 		{"no gap", mbr(512), filesystem.Ext4, true, "has room for 0"},
 		{"no BIOS boot partition", gpt, filesystem.Ext4, true, "a GPT without a BIOS boot partition"},
-		{"no BIOS boot partition, no loader", gpt, filesystem.Ext4, false, ""},
+		{"no BIOS boot partition, no loader", gpt, filesystem.Ext4, false, "a GPT without a BIOS boot partition"},
+		{"no partitions", &layout.Table{Kind: layout.MBR, SectorSize: 512}, filesystem.Ext4, true, "the disk's MBR has no partitions"},
 		{"4096", gpt4096, filesystem.Ext4, true, "sectors of 4096 bytes"},
 		{"no table", nil, filesystem.Ext4, true, "no partition table"},
 		{"NTFS", mbr(size.MiB), filesystem.NTFS, true, "GRUB reads no ntfs"},
@@ -69,13 +79,15 @@ func TestRefuseBIOS(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			target := Target{Root: rootAt(t, t.TempDir()), Disk: memoryDisk(make([]byte, size.MiB)), Table: c.table, RootFS: Filesystem{Number: 1, Kind: c.kind, UUID: testUUID}}
-			var l Loaders
 			if c.bios {
-				target.Root, l = rootAt(t, "/"), Loaders{BIOS: true, BIOSDir: nodeBIOS}
+				target.Root = rootAt(t, "/")
 			}
-			lines, err := installBIOS(t.Context(), target, l)
-			if why := unfit(""); !errors.As(err, &why) || !strings.Contains(err.Error(), c.want) || c.want == "" && why != "" {
+			lines, err := installBIOS(t.Context(), target, factsOf(t, target))
+			if why := unfit(""); !errors.As(err, &why) || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, %v", lines, err)
+			}
+			if got := errors.As(err, &quiet{}); got != strings.HasSuffix(c.name, ", no loader") {
+				t.Errorf("quiet is %v", got)
 			}
 		})
 	}
@@ -86,7 +98,7 @@ func TestSmallGap(t *testing.T) {
 	need.File(t, nodeBIOS+"/kernel.img")
 	for _, kind := range []filesystem.Kind{filesystem.Ext4, filesystem.XFS} {
 		target := Target{Root: rootAt(t, "/"), Table: mbr(63 * 512), RootFS: Filesystem{Number: 1, Kind: kind}}
-		core, err := target.core(moduleDir{root: target.Root, path: nodeBIOS})
+		core, err := factsOf(t, target).core(moduleDir{root: target.Root, path: nodeBIOS})
 		if err != nil || len(core) > 62*512 {
 			t.Errorf("%s: %d bytes, %v", kind, len(core), err)
 		}
@@ -97,16 +109,17 @@ func TestSmallGap(t *testing.T) {
 // GRUB has not.
 func TestNodeBLSCFG(t *testing.T) {
 	target := guestTree(t, map[string]string{"/boot/grub2/grub.cfg": "insmod blscfg\nblscfg\n"})
+	const config = "/boot/grub2/grub.cfg"
 	node := guestTree(t, map[string]string{"/grub/boot.img": ""})
-	err := moduleDir{root: node.Root, path: "/grub", node: true}.fits(target.Root)
+	err := moduleDir{root: node.Root, path: "/grub", node: true}.fits(target.Root, config)
 	if err == nil || !strings.Contains(err.Error(), "install grub2-pc in the guest") {
 		t.Errorf("got %v", err)
 	}
 	menu := guestTree(t, map[string]string{"/boot/grub2/grub.cfg": "blscfg\nmenuentry 'Linux' {\n\tlinux /boot/vmlinuz\n}\n"})
-	if err := (moduleDir{root: node.Root, path: "/grub", node: true}).fits(menu.Root); err != nil {
+	if err := (moduleDir{root: node.Root, path: "/grub", node: true}).fits(menu.Root, config); err != nil {
 		t.Errorf("with a menu: %v", err)
 	}
-	err = moduleDir{root: node.Root, node: true}.fits(target.Root)
+	err = moduleDir{root: node.Root, node: true}.fits(target.Root, config)
 	if err == nil || !strings.Contains(err.Error(), "this node has none either") {
 		t.Errorf("got %v", err)
 	}
@@ -129,11 +142,15 @@ func TestEmbedFaults(t *testing.T) {
 }
 
 func TestNoLoader(t *testing.T) {
-	err := noLoader(Loaders{}, nil)
-	if !errors.Is(err, ErrNoLoader) || !strings.Contains(err.Error(), "/usr/lib/grub/i386-pc") || !strings.Contains(err.Error(), "/boot/efi") {
-		t.Errorf("got %v", err)
+	target := guestTree(t, map[string]string{"/boot/extlinux.conf": "", "/boot/vmlinuz-1": "", "/boot/initrd-1": ""})
+	given := target
+	given.Disk, given.Table = memoryDisk(nil), nil
+	_, err := Install(t.Context(), given)
+	for _, want := range []string{"BIOS: the disk has no partition table", "UEFI: the disk has no EFI system partition, and the guest has no loader for UEFI (looked in /boot/efi", "extlinux"} {
+		if !errors.Is(err, ErrNoLoader) || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
 	}
-	target := guestTree(t, map[string]string{"/boot/extlinux.conf": ""})
 	if err := noLoader(FindLoaders(target.Root), nil); !strings.Contains(err.Error(), "extlinux, which is not supported") {
 		t.Errorf("got %v", err)
 	}

@@ -1,6 +1,7 @@
 package grub
 
 import (
+	"fmt"
 	"path"
 	"regexp"
 	"slices"
@@ -78,11 +79,15 @@ func (m *cfgMender) replace(w word, text string) {
 func (m *cfgMender) mend(c command) {
 	switch name := c.name(); {
 	case loadsLinux(c):
+		m.mendLoader(c.words[0])
 		m.replace(c.words[1], m.bootPath(c.words[1].text))
 		m.mendArguments(c)
 	case strings.HasPrefix(name, "linux") && len(c.words) > 1:
 		m.replace(c.words[1], m.bootPath(c.words[1].text))
 	case slices.Contains([]string{"initrd", "initrd16", "initrdefi"}, name), slices.Contains([]string{"configfile", "loadfont"}, name):
+		if m.entries[c.entry].linux {
+			m.mendLoader(c.words[0])
+		}
 		for _, w := range c.words[1:] {
 			m.replace(w, m.bootPath(w.text))
 		}
@@ -90,6 +95,17 @@ func (m *cfgMender) mend(c command) {
 		m.mendSerial(c)
 	default:
 		m.mendAssignment(c)
+	}
+}
+
+// mendLoader makes a command that only one firmware's GRUB has, as the platform
+// that RHEL 7 wrote the file on, the one that all have. Files on an EFI system
+// partition are read by no other.
+func (m *cfgMender) mendLoader(w word) {
+	kind, forEFI := strings.CutSuffix(w.text, "efi")
+	kind, forBIOS := strings.CutSuffix(kind, "16")
+	if !m.stub && (forEFI && m.bios || forBIOS && m.efi) {
+		m.replace(w, kind)
 	}
 }
 
@@ -261,6 +277,29 @@ func (m *cfgMender) replacePlace(w word, name, value, part string) {
 		}
 		m.edits = append(m.edits, edit{w.start, w.end, name + "='" + wanted + "'"})
 	}
+}
+
+// addSerial has GRUB show its menu on the serial port as well, where a grub.cfg
+// says nothing of it.
+func (f *facts) addSerial(text string) string {
+	unit, ok := f.serial.unit()
+	p := parse(text)
+	if !ok || p.cut || strings.HasPrefix(text, cfgMark) || slices.ContainsFunc(p.commands, func(c command) bool { return c.name() == "serial" }) {
+		return text
+	}
+	edits := []edit{{0, 0, serialLines(unit, f.serial.Speed)}}
+	for _, c := range p.commands {
+		last := c.words[len(c.words)-1]
+		isSet := slices.Contains([]string{"terminal_input", "terminal_output"}, c.name()) && len(c.words) > 1 && !strings.HasPrefix(c.words[1].text, "-")
+		if isSet && !slices.ContainsFunc(c.words, func(w word) bool { return w.text == "serial" || w.variable }) {
+			edits = append(edits, edit{last.end, last.end, " serial"})
+		}
+	}
+	return applyEdits(text, edits)
+}
+
+func serialLines(unit, speed int) string {
+	return fmt.Sprintf("serial --unit=%d --speed=%d\nterminal_input console serial\nterminal_output console serial\n", unit, speed)
 }
 
 var tableKind = regexp.MustCompile(`,(gpt|msdos)`)

@@ -46,7 +46,7 @@ func bounded(mend func(f *facts, text string) string) func(*facts, string) (stri
 }
 
 var (
-	mainCfg  = bounded(func(f *facts, text string) string { return f.mendCfg(text, false) })
+	mainCfg  = bounded(func(f *facts, text string) string { return f.addSerial(f.mendCfg(text, false)) })
 	stubCfg  = bounded(func(f *facts, text string) string { return f.mendCfg(text, true) })
 	bootBLS  = always(func(f *facts, text string) string { return f.mendBLS(text, true) })
 	otherBLS = always(func(f *facts, text string) string { return f.mendBLS(text, false) })
@@ -82,7 +82,6 @@ type editor struct {
 	*facts
 	tree    *guest.Root
 	distro  guest.Distro
-	loaders Loaders
 	kernels []Kernel
 	entries []string // Boot Loader Specification entries on the file system of /boot
 	changes []string
@@ -100,7 +99,11 @@ func Configure(t Target) (changes []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &editor{facts: f, tree: t.Root, distro: t.Root.Distro(), loaders: FindLoaders(t.Root), entries: t.Root.Glob("/boot/loader/entries/*.conf")}
+	return configure(t, f)
+}
+
+func configure(t Target, f *facts) (changes []string, err error) {
+	e := &editor{facts: f, tree: t.Root, distro: t.Root.Distro(), entries: t.Root.Glob("/boot/loader/entries/*.conf")}
 	if f.separate && !t.External {
 		if err := e.copyLinked(); err != nil {
 			return e.changes, err
@@ -275,20 +278,10 @@ func (e *editor) writeDropIn(name string) error {
 	return e.write(name, text, "wrote")
 }
 
-// grubDir is the directory that the guest's GRUB has its files in.
-func (e *editor) grubDir() string {
-	for _, name := range []string{"/boot/grub2", "/usr/sbin/grub2-install", "/usr/sbin/grub2-mkconfig", "/usr/bin/grub2-mkconfig"} {
-		if e.tree.Exists(name) {
-			return "/boot/grub2"
-		}
-	}
-	return "/boot/grub"
-}
-
 // addKernelopts defines $kernelopts where entries use it and nothing does.
 func (e *editor) addKernelopts() error {
 	used := slices.ContainsFunc(e.readEntries(), func(entry string) bool { return strings.Contains(entry, "$kernelopts") })
-	name := e.grubDir() + "/grubenv"
+	name := e.grub + "/grubenv"
 	env, err := parseGrubenv(e.read(name))
 	if _, defined := env.get("kernelopts"); !used || defined {
 		return nil
@@ -330,7 +323,7 @@ func (e *editor) addCfg() error {
 	}
 	names := e.cfgs()
 	if len(names) == 0 {
-		names = []string{e.grubDir() + "/grub.cfg"}
+		names = []string{e.grub + "/grub.cfg"}
 	}
 	for _, name := range names {
 		if text := e.read(name); !e.isOfUse(text) {
@@ -516,7 +509,7 @@ func compareItems(a, b item) int {
 }
 
 func (e *editor) kernelopts() string {
-	env, _ := parseGrubenv(e.read(e.grubDir() + "/grubenv"))
+	env, _ := parseGrubenv(e.read(e.grub + "/grubenv"))
 	value, _ := env.get("kernelopts")
 	return value
 }

@@ -24,18 +24,18 @@ import (
 // installEFI writes the ESP: what was on the guest's own, a loader where
 // firmware looks that knows nothing of this disk, and beside it what tells GRUB
 // which file system /boot is on.
-func installEFI(ctx context.Context, t Target, l Loaders) ([]string, error) {
+func installEFI(ctx context.Context, t Target, f *facts) ([]string, error) {
+	l := f.loaders
 	esp, found := findESP(t.Table)
 	switch {
 	case !found && !l.EFI:
-		return nil, unfit("")
+		return nil, quiet{unfit("the disk has no EFI system partition, and the guest has no loader for UEFI (looked in " + lookedForEFI() + ")")}
 	case !found:
 		return nil, unfit("the guest has a loader for UEFI (" + l.EFIName + "), but the disk has no EFI system partition")
 	case !l.EFI:
-		return nil, unfit("the disk has an EFI system partition, but the guest has no loader for UEFI (looked in " +
-			strings.Join(espDirs, ", ") + ", /usr/lib/grub, /usr/lib/shim, /usr/share/efi, /usr/lib/systemd/boot/efi)")
+		return nil, unfit("the disk has an EFI system partition, but the guest has no loader for UEFI (looked in " + lookedForEFI() + ")")
 	}
-	e, err := planESP(ctx, t, l, esp)
+	e, err := planESP(ctx, t, f, esp)
 	if err != nil {
 		return nil, err
 	}
@@ -43,6 +43,10 @@ func installEFI(ctx context.Context, t Target, l Loaders) ([]string, error) {
 		return nil, err
 	}
 	return e.finish(esp)
+}
+
+func lookedForEFI() string {
+	return strings.Join(espDirs, ", ") + ", /usr/lib/grub, /usr/lib/shim, /usr/share/efi, /usr/lib/systemd/boot/efi"
 }
 
 // efiInstall is one ESP in the making.
@@ -54,12 +58,8 @@ type efiInstall struct {
 }
 
 // planESP gathers what is to be on the ESP.
-func planESP(ctx context.Context, t Target, l Loaders, esp layout.Partition) (*efiInstall, error) {
-	f, err := gather(t)
-	if err != nil {
-		return nil, err
-	}
-	e := &efiInstall{Target: t, facts: f, loader: l.efi}
+func planESP(ctx context.Context, t Target, f *facts, esp layout.Partition) (*efiInstall, error) {
+	e := &efiInstall{Target: t, facts: f, loader: f.loaders.efi}
 	if dir := espDir(t.Root); dir != "" {
 		if err := e.tree.addGuest(t.Root, dir, "/"); err != nil {
 			return nil, err
@@ -85,7 +85,7 @@ func (e *efiInstall) finish(esp layout.Partition) ([]string, error) {
 	if dir == "" || e.loader.systemd {
 		return lines, nil
 	}
-	copied, err := copyModules(moduleDir{root: e.Root, path: dir}, e.Root, grubDirectory(e.Root)+"/"+e.loader.arch.platform)
+	copied, err := copyModules(moduleDir{root: e.Root, path: dir}, e.Root, e.facts.grub+"/"+e.loader.arch.platform)
 	return append(lines, copied...), err
 }
 
@@ -101,7 +101,9 @@ func (e *efiInstall) addLoader(ctx context.Context) error {
 		}
 		e.loader = l
 		e.loader.arch = arch
-		if err := e.placeLoader(ctx, i > 0); err != nil {
+		if err := e.placeLoader(ctx, i > 0); err != nil && stale != "" {
+			return fmt.Errorf("%s: %w", stale, err)
+		} else if err != nil {
 			return err
 		}
 		missing, err := e.staleGRUB(ctx)
@@ -153,7 +155,7 @@ func (e *efiInstall) systemdReads() bool {
 			return true
 		}
 	}
-	return e.boot().Kind == filesystem.VFAT
+	return e.facts.boot.Kind == filesystem.VFAT
 }
 
 // What a GRUB made by grub-install looks for, in the configuration that is
@@ -198,7 +200,7 @@ func (e *efiInstall) startsNext(name string) bool {
 // missing tells what a GRUB looks for that is not on this disk, "" for nothing.
 func (e *efiInstall) missing(o objects) string {
 	if uuid := embeddedUUID.FindStringSubmatch(o.config); uuid != nil {
-		if !strings.EqualFold(uuid[1], e.boot().UUID) {
+		if !strings.EqualFold(uuid[1], e.facts.boot.UUID) {
 			return "the file system " + uuid[1] + ", which is not on this disk"
 		}
 		if prefix := embeddedPrefix.FindStringSubmatch(o.config); prefix != nil {
@@ -208,7 +210,7 @@ func (e *efiInstall) missing(o objects) string {
 	if !strings.HasPrefix(o.prefix, "(") || strings.HasPrefix(o.prefix, "(memdisk)") {
 		return ""
 	}
-	right := fmt.Sprintf("(,%s)%s", e.facts.bootPart, e.facts.onBoot(grubDirectory(e.Root)))
+	right := fmt.Sprintf("(,%s)%s", e.facts.bootPart, e.facts.onBoot(e.facts.grub))
 	if e.facts.plainBoot && o.prefix == right {
 		return ""
 	}
@@ -225,14 +227,14 @@ func (e *efiInstall) addStubs(ctx context.Context) error {
 	if err != nil || len(dirs) == 0 {
 		return err
 	}
-	config := grubDirectory(e.Root)
+	config := e.facts.grub
 	if !e.Root.Exists(config + "/grub.cfg") {
 		if e.hasConfig(dirs) {
 			return nil // all of it is on the ESP, as it was with RHEL 8
 		}
 		return unfit("the guest has no " + config + "/grub.cfg")
 	}
-	uuid := e.boot().UUID
+	uuid := e.facts.boot.UUID
 	if !stubUUID.MatchString(uuid) {
 		return fmt.Errorf("the file system with /boot has the UUID %q, by which GRUB cannot find it", uuid)
 	}
@@ -406,7 +408,7 @@ func (e *efiInstall) makeImage(ctx context.Context) ([]byte, error) {
 	}
 	defer os.RemoveAll(work)
 	from := moduleDir{root: e.Root, path: e.loader.modules}
-	modules, err := from.export(work, append(slices.Clone(efiImageModules), grubModule(e.boot().Kind)))
+	modules, err := from.export(work, append(slices.Clone(efiImageModules), grubModule(e.facts.boot.Kind)))
 	if err != nil {
 		return nil, err
 	}

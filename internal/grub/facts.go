@@ -26,6 +26,9 @@ type facts struct {
 	bootPart   string
 	plainRoot  bool // it is a partition, or the whole disk, and no logical volume
 	plainBoot  bool
+	bios, efi  bool   // the disk will boot by it, as far as is known before
+	grub       string // the directory of GRUB's files: "/boot/grub2"
+	loaders    Loaders
 	args       []string
 	serial     Serial
 	hypervisor string
@@ -37,7 +40,7 @@ func gather(t Target) (*facts, error) {
 	f := &facts{
 		root: t.RootFS, boot: t.RootFS, prefix: "/boot",
 		args: t.KernelArgs, serial: t.Serial, hypervisor: t.Hypervisor,
-		has: t.Root.Exists,
+		has: t.Root.Exists, grub: grubDirectory(t.Root), loaders: FindLoaders(t.Root),
 	}
 	if t.BootFS != (Filesystem{}) {
 		f.boot, f.separate, f.prefix = t.BootFS, true, ""
@@ -48,6 +51,9 @@ func gather(t Target) (*facts, error) {
 	if t.Table != nil {
 		f.partmap = map[layout.Kind]string{layout.GPT: "part_gpt", layout.MBR: "part_msdos"}[t.Table.Kind]
 	}
+	_, _, noRoom := coreRoom(t.Table)
+	_, hasESP := findESP(t.Table)
+	f.bios, f.efi = noRoom == nil, hasESP && f.loaders.EFI
 	f.rootPart, f.plainRoot = partition(t.Table, f.root)
 	f.bootPart, f.plainBoot = partition(t.Table, f.boot)
 	if f.root.Kind == filesystem.Btrfs {

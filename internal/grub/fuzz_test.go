@@ -23,6 +23,7 @@ func seed(f *testing.F, pattern string) {
 // wanted are facts of each sort.
 func wanted() []*facts {
 	own, subvol := somewhere(), somewhere()
+	own.bios, own.efi = true, true
 	own.separate, own.prefix, own.boot, own.bootPart = false, "/boot", own.root, own.rootPart
 	subvol.separate, subvol.prefix, subvol.subvol, subvol.root.Kind = false, "/@/boot", "@", filesystem.Btrfs
 	return []*facts{somewhere(), own, subvol}
@@ -44,8 +45,9 @@ func FuzzCfg(f *testing.F) {
 	seed(f, "*/boot/efi/EFI/*/grub.cfg")
 	f.Add("linux '/boot/vmlinuz' \"root=/dev/sda1\" 'a b' \\\n c=$d ${e}\ninitrd (hd0,1)/boot/i\n")
 	f.Add("search.fs_label x root hd0,1\nset root='lvmid/a/b'\nsearch -l x\nset kernelopts=\"root=x\"")
+	f.Add("menuentry 'a' {\nlinux16 /v\ninitrd16 /i\nlinuxefi /v\n}\nterminal_output gfxterm\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		steady(t, text, func(f *facts, text string) string { return f.mendCfg(text, false) })
+		steady(t, text, func(f *facts, text string) string { return f.addSerial(f.mendCfg(text, false)) })
 		steady(t, text, func(f *facts, text string) string { return f.mendCfg(text, true) })
 	})
 }

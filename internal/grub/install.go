@@ -21,16 +21,20 @@ const (
 	maxModuleBytes = 64 * size.MiB
 )
 
-// unfit is why a way to boot was not installed although nothing failed; an
-// empty one goes without saying.
+// unfit is why a way to boot was not installed although nothing failed.
 type unfit string
 
 func (u unfit) Error() string { return string(u) }
 
+// quiet is for one that goes without saying where the disk boots otherwise.
+type quiet struct{ error }
+
+func (q quiet) Unwrap() error { return q.error }
+
 // ways are the kinds of firmware, and what makes a disk boot under each.
 var ways = []struct {
 	firmware string
-	install  func(context.Context, Target, Loaders) ([]string, error)
+	install  func(context.Context, Target, *facts) ([]string, error)
 }{{"BIOS", installBIOS}, {"UEFI", installEFI}}
 
 // Install edits the guest's configuration, as Configure does, and writes the
@@ -43,18 +47,23 @@ var ways = []struct {
 // the configuration is edited. The error wraps ErrNoKernel or ErrNoLoader where
 // the guest has nothing to boot.
 func Install(ctx context.Context, t Target) (changes []string, err error) {
-	changes, err = Configure(t)
+	f, err := gather(t)
+	if err != nil {
+		return nil, err
+	}
+	changes, err = configure(t, f)
 	if err != nil || t.External || t.Hypervisor == "xen-pvm" || t.Disk == nil {
 		return changes, err
 	}
-	loaders := FindLoaders(t.Root)
-	var missing []string
+	var missing, said []string
 	installed := false
 	for _, way := range ways {
-		lines, err := way.install(ctx, t, loaders)
+		lines, err := way.install(ctx, t, f)
 		if why := unfit(""); errors.As(err, &why) {
-			if why != "" {
-				missing = append(missing, fmt.Sprintf("it does not boot by %s: %s", way.firmware, why))
+			line := fmt.Sprintf("it does not boot by %s: %s", way.firmware, err)
+			missing = append(missing, line)
+			if !errors.As(err, &quiet{}) {
+				said = append(said, line)
 			}
 			continue
 		}
@@ -65,32 +74,21 @@ func Install(ctx context.Context, t Target) (changes []string, err error) {
 		changes = append(changes, lines...)
 	}
 	if !installed {
-		return changes, noLoader(loaders, missing)
+		return changes, noLoader(f.loaders, missing)
 	}
-	return append(changes, missing...), nil
+	return append(changes, said...), nil
 }
 
 func noLoader(l Loaders, missing []string) error {
 	if l.Extlinux && !l.BIOS && !l.EFI {
 		missing = append(missing, "the guest has extlinux, which is not supported: install GRUB in it")
 	}
-	if len(missing) == 0 {
-		missing = append(missing, "the guest has neither GRUB for BIOS (looked in "+strings.Join(biosDirs, ", ")+
-			") nor a loader for UEFI (looked in "+strings.Join(espDirs, ", ")+", /usr/lib/grub, /usr/lib/shim, /usr/share/efi, /usr/lib/systemd/boot/efi)")
-	}
 	return fmt.Errorf("%w: %s", ErrNoLoader, strings.Join(missing, "; "))
 }
 
-// boot is the file system that /boot is on.
-func (t Target) boot() Filesystem {
-	if t.BootFS != (Filesystem{}) {
-		return t.BootFS
-	}
-	return t.RootFS
-}
-
-// grubDirectory is the directory of GRUB's configuration: the one that has it,
-// else the one that is there, else by the distribution.
+// grubDirectory is the directory of GRUB's files: the one that has the
+// configuration, else by its name or that of its programs, else by the
+// distribution.
 func grubDirectory(root *guest.Root) string {
 	const grub, grub2 = "/boot/grub", "/boot/grub2"
 	for _, dir := range []string{grub2, grub} {
@@ -98,12 +96,10 @@ func grubDirectory(root *guest.Root) string {
 			return dir
 		}
 	}
-	for _, dir := range []string{grub2, grub} {
-		if root.Exists(dir) {
-			return dir
-		}
+	if slices.ContainsFunc([]string{grub2, "/usr/sbin/grub2-install", "/usr/sbin/grub2-mkconfig", "/usr/bin/grub2-mkconfig"}, root.Exists) {
+		return grub2
 	}
-	if slices.Contains([]guest.Family{guest.RHEL, guest.Fedora, guest.SUSE}, root.Distro().Family) {
+	if !root.Exists(grub) && slices.Contains([]guest.Family{guest.RHEL, guest.Fedora, guest.SUSE}, root.Distro().Family) {
 		return grub2
 	}
 	return grub

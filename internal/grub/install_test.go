@@ -75,7 +75,10 @@ func TestInstallBoots(t *testing.T) {
 	need.File(t, nodeEFI+"/monolithic/grubx64.efi")
 	need.File(t, firmware)
 	for _, b := range bootables {
-		t.Run(b.name, func(t *testing.T) { b.test(t) })
+		t.Run(b.name, func(t *testing.T) {
+			t.Parallel()
+			b.test(t)
+		})
 	}
 }
 
@@ -214,6 +217,10 @@ func (b bootable) fillTree(t *testing.T, dir string) {
 		copyDir(t, nodeEFI, dir+nodeEFI)
 	case "modules":
 		copyDir(t, nodeEFI, dir+nodeEFI)
+		mkdir(t, dir+"/boot/efi/EFI/BOOT") // with a loader that was made for another disk
+		if err := os.WriteFile(dir+"/boot/efi/EFI/BOOT/BOOTX64.EFI", []byte(grubImage("(,gpt9)/boot/grub", "")), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for name, text := range map[string]string{
 		"/etc/os-release": "ID=debian\n", "/etc/fstab": "", "/bin/sh": "",
@@ -353,7 +360,7 @@ func TestEmbedLikeGRUB(t *testing.T) {
 			defer unmount()
 			last, _ := target.Table.Last()
 			end := int64(last.Start) // what lies in front of the file system
-			core, err := target.core(moduleDir{root: target.Root, path: nodeBIOS})
+			core, err := factsOf(t, target).core(moduleDir{root: target.Root, path: nodeBIOS})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -114,11 +114,12 @@ func (e *editor) copyLinked() error {
 	if err != nil {
 		return err
 	}
-	for _, name := range names {
+	names = slices.DeleteFunc(names, func(name string) bool {
 		_, isKernel := kernelVersion(name)
-		if !isKernel && !strings.HasPrefix(name, "initr") && !slices.Contains(microcode, name) {
-			continue
-		}
+		_, err := e.tree.Readlink("/boot/" + name)
+		return err != nil || !isKernel && !strings.HasPrefix(name, "initr") && !slices.Contains(microcode, name)
+	})
+	for _, name := range names[:min(len(names), maxKernels)] {
 		if err := e.copyLink("/boot/" + name); err != nil {
 			return fmt.Errorf("cannot put what a link leads to in the place of %s: %w", printable("/boot/"+name), err)
 		}
@@ -137,6 +138,10 @@ func (e *editor) copyLink(name string) error {
 	target = path.Clean(target)
 	info, err := e.tree.Stat(name)
 	if err != nil || !info.IsRegular() || strings.HasPrefix(target, "/boot/") {
+		return nil
+	}
+	if info.Size > maxKernelFile {
+		e.changes = append(e.changes, fmt.Sprintf("left %s as it is: a link to %v, of which up to %v are copied", printable(name), info.Size, maxKernelFile))
 		return nil
 	}
 	content, err := e.tree.ReadFile(name, maxKernelFile)

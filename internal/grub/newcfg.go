@@ -22,7 +22,7 @@ func (f *facts) newCfg(items []item, bls blsUse) string {
 	out.WriteString(cfgMark)
 	fmt.Fprintf(&out, "set default=0\nset timeout=%d\n", bootTimeout)
 	if unit, ok := f.serial.unit(); ok {
-		fmt.Fprintf(&out, "serial --unit=%d --speed=%d\nterminal_input console serial\nterminal_output console serial\n", unit, f.serial.Speed)
+		out.WriteString(serialLines(unit, f.serial.Speed))
 	}
 	f.writeAccess(&out, "")
 	switch {
@@ -104,13 +104,12 @@ func (f *facts) kernelItem(k Kernel, system, args string) item {
 		}
 		args = "root=" + root + " " + args // first, as grub-mkconfig has it
 	}
-	onBoot := func(name string) string { return f.prefix + strings.TrimPrefix(name, "/boot") }
-	it := item{title: system, linux: onBoot(k.Path), args: f.mendText(args, s)}
+	it := item{title: system, linux: f.onBoot(k.Path), args: f.mendText(args, s)}
 	if k.Version != "" {
 		it.title += ", with Linux " + k.Version
 	}
 	for _, name := range k.Initrds {
-		it.initrds = append(it.initrds, onBoot(name))
+		it.initrds = append(it.initrds, f.onBoot(name))
 	}
 	return it
 }

@@ -1,6 +1,7 @@
 package grub
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,8 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ganeti-instance-image/internal/filesystem"
+	"ganeti-instance-image/internal/guest"
 	"ganeti-instance-image/internal/layout"
 	"ganeti-instance-image/internal/need"
+	"ganeti-instance-image/internal/size"
 )
 
 // somewhere are the facts of a guest on an MBR disk with /boot on its own.
@@ -402,19 +405,24 @@ func shell(t *testing.T, script string) {
 // TestForBIOS is for Boot Loader Specification entries without any GRUB that
 // could read them under BIOS.
 func TestForBIOS(t *testing.T) {
-	dir := copyTree(t, "el9")
-	if err := os.Remove(filepath.Join(dir, "boot/grub2/i386-pc/blscfg.mod")); err != nil {
-		t.Fatal(err)
+	for _, lost := range []string{"blscfg.mod", "kernel.img"} { // without the other this node's GRUB is installed
+		dir := copyTree(t, "el9")
+		if err := os.Remove(filepath.Join(dir, "boot/grub2/i386-pc", lost)); err != nil {
+			t.Fatal(err)
+		}
+		if lost == "kernel.img" && hasFiles(rootAt(t, "/"), nodeBIOS, "blscfg.mod") {
+			continue
+		}
+		target := Target{Root: openRoot(t, dir), Table: table(layout.MBR, 1), RootFS: rootOn(1, filesystem.Ext4), Hypervisor: "kvm"}
+		changes, err := Configure(target)
+		if err != nil || !slices.Contains(changes, "added a menu to /boot/grub2/grub.cfg") {
+			t.Fatalf("%q, %v", changes, err)
+		}
+		if again, err := Configure(target); err != nil || len(again) > 0 {
+			t.Errorf("a second time %q, %v", again, err)
+		}
+		judge(t, dir)
 	}
-	target := Target{Root: openRoot(t, dir), Table: table(layout.MBR, 1), RootFS: rootOn(1, filesystem.Ext4), Hypervisor: "kvm"}
-	changes, err := Configure(target)
-	if err != nil || !slices.Contains(changes, "added a menu to /boot/grub2/grub.cfg") {
-		t.Fatalf("%q, %v", changes, err)
-	}
-	if again, err := Configure(target); err != nil || len(again) > 0 {
-		t.Errorf("a second time %q, %v", again, err)
-	}
-	judge(t, dir)
 }
 
 // TestBLSCfg is for entries that the guest's GRUB reads, and which take their
@@ -439,6 +447,46 @@ func TestBLSCfg(t *testing.T) {
 		t.Errorf("a second time %q, %v", again, err)
 	}
 	judge(t, dir)
+}
+
+// TestLoaderCommands has commands of one firmware's GRUB where the disk boots by
+// the other.
+func TestLoaderCommands(t *testing.T) {
+	const rest = " root=UUID=" + rootUUID + " " + tail + "\n"
+	for _, c := range []struct{ old, bios, efi string }{
+		{"linux16 /vmlinuz" + rest + "initrd16 /i\n", "linux16 /vmlinuz" + rest + "initrd16 /i\n", "linux /vmlinuz" + rest + "initrd /i\n"},
+		{"linuxefi /vmlinuz" + rest + "initrdefi /i\n", "linux /vmlinuz" + rest + "initrd /i\n", "linuxefi /vmlinuz" + rest + "initrdefi /i\n"},
+		{"linux16 /memtest86+.bin\n", "linux16 /memtest86+.bin\n", "linux16 /memtest86+.bin\n"},
+	} {
+		f := somewhere()
+		f.bios = true
+		if got := f.mendCfg(c.old, false); got != c.bios {
+			t.Errorf("for BIOS\n%s", got)
+		}
+		f.bios, f.efi = false, true
+		if got := f.mendCfg(c.old, false); got != c.efi {
+			t.Errorf("for UEFI\n%s", got)
+		}
+		f.bios = true
+		if got := f.mendCfg(c.old, true); got != c.old {
+			t.Errorf("on the ESP\n%s", got)
+		}
+	}
+}
+
+func TestAddSerial(t *testing.T) {
+	const top = "serial --unit=0 --speed=115200\nterminal_input console serial\nterminal_output console serial\n"
+	for old, want := range map[string]string{
+		"set a=b\nterminal_output gfxterm\nterminal_input $x; terminal_output --append x\n": top + "set a=b\nterminal_output gfxterm serial\nterminal_input $x; terminal_output --append x\n",
+		"serial --unit=1\nterminal_output gfxterm\n":                                        "serial --unit=1\nterminal_output gfxterm\n",
+		cfgMark + "set a=b\n": cfgMark + "set a=b\n",
+		"echo 'open":          "echo 'open",
+	} {
+		got := somewhere().addSerial(old)
+		if got != want || somewhere().addSerial(got) != got {
+			t.Errorf("%q becomes\n%s", old, got)
+		}
+	}
 }
 
 // TestBLSByUEFI has a tree of EL8 whose configuration is all on the ESP, and no
@@ -498,23 +546,30 @@ func steadyCfg(t *testing.T, files map[string]string) string {
 
 // TestUselessCfg has grub.cfg files that are written anew, and others that stay.
 func TestUselessCfg(t *testing.T) {
-	for text, useless := range map[string]bool{
-		"menuentry 'old' {\n linux /boot/vmlinuz-1 root=UUID=1\n}\n": true,
-		"set timeout=5\n": true,
-		cfgMark + "menuentry 'x' {\n linux /boot/vmlinuz-2\n}\n":               true,
-		"menuentry 'x' {\n linux /boot/vmlinuz-2 root=UUID=1\n initrd /i\n}\n": false,
-		"menuentry 'x' {\n linux ($root)/@/boot/vmlinuz-2\n}\n":                false,
-		"linux $kernel\n":                   false,
-		"configfile /boot/grub/other.cfg\n": false,
-		"menuentry 'x' {\n multiboot2 /boot/xen.gz\n module2 /boot/vmlinuz-2\n}": false,
+	const wrote = "wrote /boot/grub/grub.cfg"
+	const anew = wrote + " anew: what was there loads no kernel that is there"
+	for text, want := range map[string]string{
+		"menuentry 'old' {\n linux /boot/vmlinuz-1 root=UUID=1\n}\n": anew,
+		"set timeout=5\n": anew,
+		cfgMark + "menuentry 'x' {\n linux /boot/vmlinuz-2\n}\n":               wrote,
+		"menuentry 'x' {\n linux /boot/vmlinuz-2 root=UUID=1\n initrd /i\n}\n": "",
+		"menuentry 'x' {\n linux ($root)/@/boot/vmlinuz-2\n}\n":                "",
+		"linux $kernel\n":                   "",
+		"configfile /boot/grub/other.cfg\n": "",
+		"menuentry 'x' {\n multiboot2 /boot/xen.gz\n module2 /boot/vmlinuz-2\n}": "",
 	} {
 		target := guestTree(t, map[string]string{"/etc/os-release": "ID=debian\n", "/boot/vmlinuz-2": "", "/boot/initrd.img-2": "", "/boot/xen.gz": "", "/boot/grub/grub.cfg": text})
 		changes, err := Configure(target)
 		if err != nil {
 			t.Fatal(err)
 		}
-		anew := slices.ContainsFunc(changes, func(line string) bool { return strings.HasPrefix(line, "wrote /boot/grub/grub.cfg") })
-		if anew != useless || useless && strings.HasPrefix(text, "m") != strings.Contains(strings.Join(changes, "\n"), "loads no kernel that is there") && !strings.HasPrefix(text, "set") {
+		got := ""
+		for _, line := range changes {
+			if strings.HasPrefix(line, wrote) {
+				got = line
+			}
+		}
+		if got != want {
 			t.Errorf("of %q: %q", text, changes)
 		}
 		if again, err := Configure(target); err != nil || len(again) > 0 {
@@ -548,7 +603,7 @@ func TestCopyLinked(t *testing.T) {
 	files := map[string]string{
 		"/etc/os-release": "ID=opensuse-tumbleweed\n", "/usr/lib/modules/6.11/vmlinuz": "kernel", "/var/initrd": "initrd",
 		"/boot/vmlinuz-6.11": "-> ../usr/lib/modules/6.11/vmlinuz", "/boot/vmlinuz": "-> vmlinuz-6.11", "/boot/initrd-6.11": "-> /var/initrd",
-		"/boot/vmlinuz-gone": "-> ../usr/gone", "/boot/vmlinuz-dir": "-> ../usr", "/boot/System.map-6.11": "-> ../usr/lib/modules/6.11/vmlinuz", "/boot/grub2/": "",
+		"/usr/large": "", "/boot/vmlinuz-large": "-> ../usr/large", "/boot/vmlinuz-gone": "-> ../usr/gone", "/boot/vmlinuz-dir": "-> ../usr", "/boot/System.map-6.11": "-> ../usr/lib/modules/6.11/vmlinuz", "/boot/grub2/": "",
 	}
 	links := func(target Target) (found string) {
 		names, _ := target.Root.ReadDir("/boot")
@@ -566,6 +621,7 @@ func TestCopyLinked(t *testing.T) {
 	}
 	target := guestTree(t, files)
 	target.BootFS = bootOn(1, filesystem.Ext4)
+	lengthen(t, target.Root, "/usr/large", maxKernelFile+1)
 	changes, err := Configure(target)
 	if err != nil || !slices.Contains(changes, "copied /usr/lib/modules/6.11/vmlinuz to /boot/vmlinuz-6.11, which was a link to it") {
 		t.Errorf("%q, %v", changes, err)
@@ -573,11 +629,24 @@ func TestCopyLinked(t *testing.T) {
 	kernel, _ := target.Root.ReadFile("/boot/vmlinuz", 100)
 	initrd, _ := target.Root.ReadFile("/boot/initrd-6.11", 100)
 	cfg, _ := target.Root.ReadFile("/boot/grub2/grub.cfg", cfgLimit)
-	if got := links(target); got != "System.map-6.11 vmlinuz vmlinuz-dir vmlinuz-gone " || string(kernel) != "kernel" || string(initrd) != "initrd" || !strings.Contains(string(cfg), "linux\t/vmlinuz-6.11 ") {
+	if got := links(target); got != "System.map-6.11 vmlinuz vmlinuz-dir vmlinuz-gone vmlinuz-large " || string(kernel) != "kernel" || string(initrd) != "initrd" || !strings.Contains(string(cfg), "linux\t/vmlinuz-6.11 ") {
 		t.Errorf("links %s, %q, %q\n%s", got, kernel, initrd, cfg)
 	}
-	if again, err := Configure(target); err != nil || len(again) > 0 {
+	if again, err := Configure(target); err != nil || len(again) != 1 || !strings.HasPrefix(again[0], "left /boot/vmlinuz-large as it is: ") {
 		t.Errorf("a second time %q, %v", again, err)
+	}
+}
+
+// lengthen makes a file of a guest one with a hole.
+func lengthen(t *testing.T, root *guest.Root, name string, length size.Bytes) {
+	t.Helper()
+	dir, err := root.OpenDir(filepath.Dir(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := os.Truncate(fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(name)), int64(length)); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -586,7 +655,7 @@ func TestLongCfg(t *testing.T) {
 	for _, piece := range []string{"search -u 0;", "${", "{", "'a", "\"$", "menuentry x {", "set root='hd0'  ", "\\\n", "# "} {
 		text := strings.Repeat(piece, 1<<20/len(piece))
 		start := time.Now()
-		somewhere().mendCfg(text, false)
+		somewhere().addSerial(somewhere().mendCfg(text, false))
 		if took := time.Since(start); took > 5*time.Second {
 			t.Errorf("%q takes %v", piece, took)
 		}

@@ -29,8 +29,8 @@ const (
 
 // Archive is a file that is read once from its beginning to its end, after
 // unpacking it where it is compressed with gzip, xz, zstd, bzip2 or lz4. It is
-// decoded ahead of its reader by goroutines of its own, blocks of xz data several
-// at a time. It is for one user at a time.
+// decoded ahead of its reader by goroutines of its own; xz data by the node's xz,
+// or, where it has none, several blocks at a time. It is for one user at a time.
 type Archive struct {
 	path    string
 	name    string // of the compression
@@ -47,19 +47,22 @@ type Archive struct {
 // an error of the reading; what its index or its frames show, already one of
 // OpenArchive. What is inside is not looked at, but a file that is a disk image,
 // a web page or anything else that is certainly no archive is refused.
-func OpenArchive(path string) (*Archive, error) {
+func OpenArchive(path string) (*Archive, error) { return openArchiveFile(path, findXZ()) }
+
+func openArchiveFile(path, xz string) (*Archive, error) {
 	f, n, err := openRegular(path)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open archive: %w", err)
 	}
-	a, err := openArchive(f, n, path)
+	a, err := openArchive(f, n, path, xz)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("cannot use archive %s: %w", path, err), f.Close())
 	}
 	return a, nil
 }
 
-func openArchive(f *os.File, n size.Bytes, path string) (*Archive, error) {
+// openArchive leaves data in xz to the program xz, unless that is empty.
+func openArchive(f *os.File, n size.Bytes, path, xz string) (*Archive, error) {
 	if n == 0 {
 		return nil, errEmpty
 	}
@@ -89,6 +92,11 @@ func openArchive(f *os.File, n size.Bytes, path string) (*Archive, error) {
 		return nil, k.packed.unusable(err)
 	}
 	a.name, a.decoded, a.closer = s.name, s.decoded, s
+	if k.packed == xzFormat && xz != "" {
+		a.ahead = newReadAhead(1, archiveAhead)
+		a.ahead.start(1, func(int) (io.ReadCloser, error) { return s.openTool(xz) })
+		return a, nil
+	}
 	workers, memory := s.archiveWorkers()
 	a.ahead = newReadAhead(len(s.parts), memory)
 	a.ahead.start(workers, func(i int) (io.ReadCloser, error) { return s.open(s.parts[i], 0) })

@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -14,9 +15,19 @@ import (
 	"ganeti-instance-image/internal/need"
 )
 
-// readArchive reads all of a file, in pieces of different lengths.
+// readArchive reads all of a file, in pieces of different lengths, and once more
+// without the node's xz.
 func readArchive(path string) ([]byte, error) {
-	a, err := OpenArchive(path)
+	byTool, toolErr := readArchiveBy(path, findXZ())
+	own, err := readArchiveBy(path, "")
+	if (err == nil) != (toolErr == nil) || err == nil && !bytes.Equal(own, byTool) {
+		return nil, fmt.Errorf("with xz %d bytes and %v, without %d and %v", len(byTool), toolErr, len(own), err)
+	}
+	return own, err
+}
+
+func readArchiveBy(path, xz string) ([]byte, error) {
+	a, err := openArchiveFile(path, xz)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +82,7 @@ func TestArchivesAgainstTools(t *testing.T) {
 func TestArchiveOfLongBlocks(t *testing.T) {
 	need.Tools(t, "xz", "sh")
 	path := pack(t, "(seq 20000000 | head -c 100M; head -c 90M /dev/zero) | xz -0 --block-size=40MiB -c >$2", "")
-	a, err := OpenArchive(path)
+	a, err := openArchiveFile(path, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,8 +134,8 @@ func TestArchiveCloseEarly(t *testing.T) {
 	before := runtime.NumGoroutine()
 	for _, command := range []string{"head -c 60M /dev/zero | xz -0 --block-size=2MiB -c >$2", "head -c 60M /dev/zero | gzip -1 >$2"} {
 		path := pack(t, command, "")
-		for _, n := range []int64{0, 1, 5 << 20} {
-			a, err := OpenArchive(path)
+		for i, n := range []int64{0, 1, 5 << 20, 0, 1, 5 << 20} {
+			a, err := openArchiveFile(path, []string{"", findXZ()}[i/3])
 			if err != nil {
 				t.Fatal(err)
 			}

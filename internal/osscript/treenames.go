@@ -65,6 +65,8 @@ func (c *creation) fstabSystems() []guest.FSTabSystem {
 		}
 		systems = append(systems, entry)
 	}
+	// One is mounted on a directory of another, which has to be there first.
+	slices.SortFunc(systems, func(a, b guest.FSTabSystem) int { return strings.Compare(a.Mountpoint, b.Mountpoint) })
 	return systems
 }
 

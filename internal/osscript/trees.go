@@ -121,6 +121,11 @@ func (c *creation) wantsLoader() bool {
 	return !c.inst.ExternalKernel() && (c.set.GRUB == "auto" || c.enabled("grub"))
 }
 
+// hasLoader tells whether the disk has a boot loader of its own.
+func (c *creation) hasLoader() bool {
+	return !c.inst.ExternalKernel() && c.inst.Hypervisor != "xen-pvm" // pygrub reads /boot by itself
+}
+
 // enabled tells whether a hook of that name is, ours or one that a site has in
 // its place.
 func (c *creation) enabled(name string) bool {
@@ -194,12 +199,12 @@ func (c *creation) planTree() (err error) {
 	switch {
 	case c.set.PartitionTable == "gpt", c.set.PartitionTable == "auto" && c.dev.Size() > layout.MBRLimit:
 		c.tree.kind = layout.GPT
-	case c.set.PartitionTable == "msdos", !c.wantsLoader():
+	case c.set.PartitionTable == "msdos", !c.wantsLoader(), !c.hasLoader():
 		c.tree.kind = layout.MBR
 	}
 	spec.MBR = c.tree.kind == layout.MBR
-	spec.BIOSBoot = !c.inst.ExternalKernel() && c.tree.kind != layout.MBR
-	if (spec.BIOSBoot || c.wantsLoader()) && c.canMakeESP() {
+	spec.BIOSBoot = c.hasLoader() && c.tree.kind != layout.MBR
+	if c.hasLoader() && (spec.BIOSBoot || c.wantsLoader()) && c.canMakeESP() {
 		spec.ESP = c.set.ESPSize
 	}
 	if c.tree.places, err = spec.Places(); err != nil {
@@ -475,7 +480,7 @@ func makeMountPoints(root *guest.Root) error {
 // and numbers the partitions.
 func (c *creation) chooseTable(loaders grub.Loaders) error {
 	t := c.tree
-	if c.wantsLoader() && loaders.EFI && !loaders.BIOS && t.find(espMountpoint) == nil {
+	if c.wantsLoader() && c.hasLoader() && loaders.EFI && !loaders.BIOS && t.find(espMountpoint) == nil {
 		return errors.New("cannot make the guest boot: it has a boot loader for UEFI only, and the programs that make an ESP are missing: install dosfstools and mtools")
 	}
 	if t.kind == "" {

@@ -1,6 +1,7 @@
 // Command bench compares, in one run, how long the deployment of an image takes
 // with how long the tool one would use instead takes for the same image and the
-// same target: qemu-img, or a decompressor and dd.
+// same target: qemu-img, or a decompressor and dd, and for archives of files
+// mkfs with tar or restore.
 //
 //	go run ./test/bench
 //
@@ -17,6 +18,7 @@ import (
 	"cmp"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,6 +64,7 @@ const (
 type options struct {
 	tree, dir, only string
 	megabytes       int64
+	treeMegabytes   int64
 	pairs           int
 	fresh           bool
 }
@@ -72,6 +75,7 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "directory for images and target, kept for the next run (default: a temporary one)")
 	flag.StringVar(&o.only, "only", "", "measure the images whose name contains this")
 	flag.Int64Var(&o.megabytes, "size", 1200, "MiB of files in the images")
+	flag.Int64Var(&o.treeMegabytes, "tree-size", 800, "MiB of files in the archives")
 	flag.IntVar(&o.pairs, "pairs", 5, "pairs of runs for each image")
 	flag.BoolVar(&o.fresh, "fresh", false, "begin each run with a target without content instead of that of the run before")
 	flag.Parse()
@@ -114,6 +118,11 @@ func bench(o options) (err error) {
 			image.name, r.ours, r.theirs, r.ratio, image.want, r.cpu, r.peak>>20, "equal")
 		missed = missed || r.ratio > image.want || r.peak > wantMemory
 	}
+	missedTree, err := benchTrees(o, site)
+	if err != nil {
+		return err
+	}
+	missed = missed || missedTree
 	took, err := nothingCopied(o, site)
 	if err != nil {
 		return err
@@ -137,19 +146,25 @@ func compare(o options, s site, image image, path, raw string) (result, error) {
 		return result{}, err
 	}
 	theirs := shell(image.theirs, path, target)
+	return inPairs(o, target, func() *exec.Cmd { return s.create(target) },
+		func() *exec.Cmd { return exec.Command(theirs[0], theirs[1:]...) }, func() error { return run("cmp", raw, target) })
+}
+
+// inPairs measures ours and theirs by turns, and checks what our first run made.
+func inPairs(o options, target string, ours, theirs func() *exec.Cmd, check func() error) (result, error) {
 	var our, their, ratio, cpu []float64
 	var r result
 	for range o.pairs {
-		a, err := measure(o, target, s.create(target))
+		a, err := measure(o, target, ours())
 		if err != nil {
 			return result{}, err
 		}
 		if len(our) == 0 {
-			if err := run("cmp", raw, target); err != nil {
+			if err := check(); err != nil {
 				return result{}, err
 			}
 		}
-		b, err := measure(o, target, exec.Command(theirs[0], theirs[1:]...))
+		b, err := measure(o, target, theirs())
 		if err != nil {
 			return result{}, err
 		}
@@ -225,16 +240,16 @@ func makeRaw(o options) (string, error) {
 	return raw, makeOnce(raw, func(tmp string) error {
 		files := filepath.Join(o.dir, "files")
 		defer os.RemoveAll(files)
-		if err := gather(files, o.tree, o.megabytes<<20); err != nil {
+		if err := gather(files, o.tree, math.MaxInt64, o.megabytes<<20); err != nil {
 			return err
 		}
 		return run("mke2fs", "-q", "-F", "-t", "ext4", "-d", files, tmp, fmt.Sprintf("%dM", disk>>20))
 	})
 }
 
-// gather links, or copies, files below tree into dir until they have the length
-// wanted.
-func gather(dir, tree string, want int64) error {
+// gather links, or copies, files below tree that have at most a number of bytes
+// into dir until they have the length wanted.
+func gather(dir, tree string, most, want int64) error {
 	return filepath.WalkDir(tree, func(path string, entry os.DirEntry, err error) error {
 		if err != nil || !entry.Type().IsRegular() {
 			return err
@@ -242,6 +257,9 @@ func gather(dir, tree string, want int64) error {
 		info, err := entry.Info()
 		if err != nil {
 			return err
+		}
+		if info.Size() > most {
+			return nil
 		}
 		to := filepath.Join(dir, path)
 		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
