@@ -75,10 +75,7 @@ func TestInstallBoots(t *testing.T) {
 	need.File(t, nodeEFI+"/monolithic/grubx64.efi")
 	need.File(t, firmware)
 	for _, b := range bootables {
-		t.Run(b.name, func(t *testing.T) {
-			t.Parallel()
-			b.test(t)
-		})
+		t.Run(b.name, func(t *testing.T) { b.test(t) })
 	}
 }
 
@@ -328,6 +325,7 @@ func boot(t *testing.T, disk, by string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer context.AfterFunc(ctx, func() { out.Close() })() // whoever else has it open
 	defer func() { cancel(); _ = cmd.Wait() }()
 	var said strings.Builder
 	for r := bufio.NewReader(out); ; {
