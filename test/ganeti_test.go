@@ -212,6 +212,24 @@ func (c *cluster) refusals(t *testing.T) {
 	}
 }
 
+// addressed says where an instance has its address from, a file or Ganeti, and
+// returns what Ganeti is to be told of its NIC.
+func addressed(t *testing.T, name, mac, address, by string) string {
+	t.Helper()
+	if by == "ganeti" {
+		return "0:mac=" + mac + ",network=n1,ip=" + address
+	}
+	writeConf(t, "networks/instances/"+name, "ADDRESS="+address+"\nSUBNET=lab\n")
+	return "0:mac=" + mac + ",link=" + lab.Bridge
+}
+
+func firmware(uefi bool) string {
+	if uefi {
+		return "kvm_extra=-bios /usr/share/ovmf/OVMF.fd"
+	}
+	return "kvm_extra="
+}
+
 // treeHooks gives the variant tree hooks of its own.
 const treeHooks = `cp -a /etc/ganeti/instance-image/hooks "$1"; chmod 644 "$1"/*; ganeti-image hooks --variant tree enable grub interfaces ssh`
 
@@ -228,18 +246,9 @@ func (c *cluster) tree(t *testing.T, g treeGuest, n int) {
 	hooks := filepath.Join(t.TempDir(), "hooks")
 	writeConf(t, "variants/tree.conf", g.settings(image)+"CUSTOMIZE_DIR="+hooks+"\n")
 	c.must(t, "bash", "-euc", treeHooks, "-", hooks)
-	nic := "0:mac=" + mac + ",link=" + lab.Bridge
-	if g.address == "ganeti" {
-		nic = "0:mac=" + mac + ",network=n1,ip=" + address
-	} else {
-		writeConf(t, "networks/instances/"+name, "ADDRESS="+address+"\nSUBNET=lab\n")
-	}
-	firmware := "kvm_extra="
-	if g.uefi {
-		firmware = `kvm_extra=-bios /usr/share/ovmf/OVMF.fd`
-	}
+	nic := addressed(t, name, mac, address, g.address)
 	c.must(t, "gnt-instance", "add", "-t", "file", "-o", "image+tree", "-n", lab.Node, "--disk", "0:size=4G",
-		"-B", "memory=512M,vcpus=2", "-H", "kvm:"+firmware, "--no-name-check", "--no-ip-check", "--no-start", "--net", nic, name)
+		"-B", "memory=512M,vcpus=2", "-H", "kvm:"+firmware(g.uefi), "--no-name-check", "--no-ip-check", "--no-start", "--net", nic, name)
 	defer c.must(t, "gnt-instance", "remove", "--force", "--shutdown-timeout=0", name)
 	log := c.scriptLog(t, name)
 	console, err := c.Boot(ctx, name)
@@ -285,18 +294,9 @@ func (c *cluster) guest(t *testing.T, g guestCase, n int) {
 		disks = append(disks, "--disk", "1:size=1G,name=the-seed", "--disk", "2:size=1G", "--no-install")
 	}
 	writeConf(t, "variants/"+string(g.layout)+".conf", variant)
-	nic := "0:mac=" + mac + ",link=" + lab.Bridge
-	if g.network == "ganeti" {
-		nic = "0:mac=" + mac + ",network=n1,ip=" + address
-	} else {
-		writeConf(t, "networks/instances/"+name, "ADDRESS="+address+"\nSUBNET=lab\n")
-	}
-	firmware := "kvm_extra="
-	if g.uefi {
-		firmware = `kvm_extra=-bios /usr/share/ovmf/OVMF.fd`
-	}
+	nic := addressed(t, name, mac, address, g.network)
 	c.must(t, slices.Concat([]string{"gnt-instance", "add", "-t", "file", "-o", "image+" + string(g.layout), "-n", lab.Node,
-		"-B", "memory=512M,vcpus=2", "-H", "kvm:" + firmware, "--no-name-check", "--no-ip-check", "--no-start", "--net", nic,
+		"-B", "memory=512M,vcpus=2", "-H", "kvm:" + firmware(g.uefi), "--no-name-check", "--no-ip-check", "--no-start", "--net", nic,
 		"-O", "cinit_user=" + user + ",cinit_ssh_key=" + c.public}, disks, []string{name})...)
 	defer c.must(t, "gnt-instance", "remove", "--force", "--shutdown-timeout=0", name)
 	if g.later {

@@ -214,18 +214,19 @@ func (c *creation) planTree() (err error) {
 		slog.Warn("the disk is used up to 2 TiB only, as an MBR cannot name more; PARTITION_TABLE=gpt can", "by", c.set.Origin("PARTITION_TABLE"))
 	}
 	for _, p := range c.tree.places {
-		c.tree.systems = append(c.tree.systems, c.newSystem(p))
+		if p.Use != layout.ForBIOSBoot { // which holds no file system
+			c.tree.systems = append(c.tree.systems, c.newSystem(p))
+		}
 	}
-	c.tree.systems = slices.DeleteFunc(c.tree.systems, func(s *system) bool { return s == nil })
 	return nil
 }
 
 // leastRoot is what the root needs at least: the files do not get smaller than
-// what they are packed to.
+// what they are packed to. Those below /boot may be elsewhere.
 func (c *creation) leastRoot() size.Bytes {
 	least := filesystem.Kind(c.set.Filesystem).Least()
 	if info, err := os.Stat(c.tree.archives[0].path); err == nil {
-		least = max(least, size.Bytes(info.Size()))
+		least = max(least, size.Bytes(info.Size())-c.set.BootSize)
 	}
 	return least
 }
@@ -241,7 +242,7 @@ func (c *creation) canMakeESP() bool {
 	return true
 }
 
-// newSystem is what a partition is to hold, nil where that is no file system.
+// newSystem is what a partition is to hold.
 func (c *creation) newSystem(p layout.Place) *system {
 	switch p.Use {
 	case layout.ForESP:
@@ -250,10 +251,8 @@ func (c *creation) newSystem(p layout.Place) *system {
 		return &system{Place: p, kind: bootKind(c.set.Filesystem), mountpoint: "/boot"}
 	case layout.ForSwap:
 		return &system{Place: p, kind: filesystem.Swap, mountpoint: "none"}
-	case layout.ForRoot:
-		return &system{Place: p, kind: filesystem.Kind(c.set.Filesystem), mountpoint: "/"}
 	}
-	return nil
+	return &system{Place: p, kind: filesystem.Kind(c.set.Filesystem), mountpoint: "/"}
 }
 
 // bootKind is what /boot is for a root of that kind: every loader, pygrub and
