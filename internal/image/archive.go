@@ -92,7 +92,7 @@ func openArchive(f *os.File, n size.Bytes, path, xz string) (*Archive, error) {
 		return nil, k.packed.unusable(err)
 	}
 	a.name, a.decoded, a.closer = s.name, s.decoded, s
-	if k.packed == xzFormat && xz != "" {
+	if k.packed == xzFormat && xz != "" && s.widest <= archiveMemory/2 { // xz takes what a header asks for
 		a.ahead = newReadAhead(1, archiveAhead)
 		a.ahead.start(1, func(int) (io.ReadCloser, error) { return s.openTool(xz) })
 		return a, nil

@@ -69,9 +69,10 @@ type Stream struct {
 	parts   []Part
 	workers int
 
-	blocks     []xzBlock // of xz
-	dictionary byte      // of xz, as block headers have it
-	lzma2      bool      // of xz: no block has another filter
+	blocks     []xzBlock  // of xz
+	dictionary byte       // of xz, as block headers have it, and as we give it to a decoder
+	widest     size.Bytes // the longest that its headers ask for
+	lzma2      bool       // of xz: no block has another filter
 
 	mu   sync.Mutex
 	idle []unpacker

@@ -79,7 +79,7 @@ func (s *Stream) surveyXZ() error {
 		b.header, s.lzma2 = len(h.bytes), s.lzma2 && h.alone
 		dictionary, largest = max(dictionary, dictionarySize(h.bytes[h.dictionary])), max(largest, b.content)
 	}
-	s.parts = cutParts(s.blocks)
+	s.parts, s.widest = cutParts(s.blocks), size.Bytes(dictionary)
 	for s.dictionary = 0; dictionarySize(s.dictionary) < min(dictionary, largest); s.dictionary++ {
 	}
 	need := dictionarySize(s.dictionary)

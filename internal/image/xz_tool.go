@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 
 	"ganeti-instance-image/internal/run"
 	"ganeti-instance-image/internal/size"
@@ -39,8 +40,11 @@ func (s *Stream) openTool(xz string) (io.ReadCloser, error) {
 		return nil, err
 	}
 	defer in.Close()
-	t := &xzTool{cmd: exec.Command(xz, "--decompress", "--stdout", "--format=xz", "--threads=0", "--quiet"), left: s.decoded}
+	// More than one thread only as far as the memory for it goes.
+	limit := fmt.Sprintf("--memlimit-decompress=%d", int64(archiveMemory))
+	t := &xzTool{cmd: exec.Command(xz, "--decompress", "--stdout", "--format=xz", "--threads=0", limit, "--quiet"), left: s.decoded}
 	t.cmd.Stdin, t.cmd.Env = in, []string{"LC_ALL=C", "PATH=" + run.Path}
+	t.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a terminal's interrupt is ours to handle
 	t.cmd.Stderr = &limitedWriter{to: &t.said, left: 1024}
 	if t.out, err = t.cmd.StdoutPipe(); err != nil {
 		return nil, err
@@ -67,11 +71,12 @@ func (t *xzTool) Read(p []byte) (int, error) {
 
 func (t *xzTool) end(err error) error {
 	if !errors.Is(err, io.EOF) {
+		t.kill()
 		return err
 	}
 	if err := t.cmd.Wait(); err != nil {
 		said := strings.Join(strings.Fields(strings.TrimPrefix(t.said.String(), t.cmd.Path+": (stdin): ")), " ")
-		return xzFormat.unusable(fmt.Errorf("xz: %w: %q", err, said))
+		return xzFormat.unusable(fmt.Errorf("xz: %w: %+q", err, said))
 	}
 	if t.left != 0 {
 		return xzFormat.unusable(reasonf("its index and its content do not agree"))
@@ -85,9 +90,13 @@ func (t *xzTool) Close() error {
 		return nil
 	}
 	t.err = os.ErrClosed
+	t.kill()
+	return nil
+}
+
+func (t *xzTool) kill() {
 	_ = t.cmd.Process.Kill()
 	_ = t.cmd.Wait() // it was killed
-	return nil
 }
 
 // limitedWriter drops what is too much.

@@ -93,6 +93,11 @@ type waitingList struct{ file, name, text string }
 func (a *Archive) resolve() {
 	for _, w := range a.waiting {
 		value, err := a.names.encodeACL(w.name, w.text)
+		if errors.Is(err, errUnknownName) {
+			a.warn("an entry of the access control list of %s is left out: %v", quoted(w.file), err)
+			// Without the others the mode's group would have what the list's mask allows.
+			value, err = a.names.withoutUnknown().encodeACL(w.name, w.text)
+		}
 		if err != nil {
 			a.leaveOut(w.file, err)
 		} else if value != nil {
@@ -150,6 +155,10 @@ func (n *names) parseACL(text string) ([]aclEntry, error) {
 			continue
 		}
 		e, err := n.parseACLEntry(strings.TrimPrefix(field, "default:"))
+		if errors.Is(err, errUnknownName) && n.lenient {
+			named = true
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -267,6 +276,12 @@ const (
 type names struct {
 	users, groups map[string]uint32
 	list          []byte // etc/passwd or etc/group so far
+	lenient       bool   // entries of lists with unknown names are passed over
+}
+
+// withoutUnknown are the same names for lists of which all that is known counts.
+func (n *names) withoutUnknown() *names {
+	return &names{users: n.users, groups: n.groups, lenient: true}
 }
 
 func newNames() *names {

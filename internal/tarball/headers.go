@@ -40,8 +40,10 @@ func (h *headers) Read(p []byte) (int, error) {
 	return copy(p, b), err
 }
 
+var errCutHeader = errors.New("it is cut off in the middle of a header: fetch it again")
+
 // next reads the headers of an entry. Its error is io.EOF where there are only
-// zeros, or nothing.
+// blocks of zeros, or nothing.
 func (h *headers) next() (*tar.Header, error) {
 	h.raw = h.raw[:0]
 	header, err := tar.NewReader(h).Next()
@@ -49,7 +51,9 @@ func (h *headers) next() (*tar.Header, error) {
 	case h.err != nil:
 		return nil, h.err
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return nil, errors.New("it is cut off in the middle of a header: fetch it again")
+		return nil, errCutHeader
+	case err == io.EOF && (!allZeros(h.raw) || len(h.raw)%blockSize != 0): // a long name, and nothing it belongs to
+		return nil, errCutHeader
 	case errors.Is(err, tar.ErrHeader) && len(h.raw) == blockSize:
 		return nil, errors.New("there is no tar header where one should be: it is damaged, or no tar archive")
 	case err != nil && err != io.EOF:

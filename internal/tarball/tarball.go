@@ -36,6 +36,10 @@ const (
 	// maxBehind is how much may follow the end of the archive: what is there has
 	// to be read, to verify the compressed data that it is in.
 	maxBehind = size.GiB
+	// maxSkipped is how much content is passed over of what is no file, and
+	// maxFileless how many headers that stand for none: neither can be interrupted.
+	maxSkipped  = 64 << 20
+	maxFileless = 1000
 	// maxWarnings is how many are kept.
 	maxWarnings = 20
 )
@@ -55,6 +59,7 @@ type Archive struct {
 	pad   int64    // bytes behind them
 	err   error
 
+	fileless     int // headers so far that stand for no file
 	waiting      []waitingList
 	waitingBytes int
 	amendments   []tree.Entry
@@ -140,6 +145,9 @@ func (a *Archive) next() (*tree.Entry, error) {
 		if e != nil {
 			return e, nil
 		}
+		if a.fileless++; a.fileless > maxFileless {
+			return nil, a.unusable(fmt.Errorf("more than %d of its headers stand for no file", maxFileless))
+		}
 	}
 }
 
@@ -166,6 +174,9 @@ func (a *Archive) convert(h *tar.Header) (*tree.Entry, error) {
 		a.data, stored = holes.data, holes.stored
 	}
 	a.left, a.pad = stored, -stored&(blockSize-1)
+	if (e == nil || e.Type != tree.Regular) && stored > maxSkipped {
+		return nil, fmt.Errorf("%s has %s of content, which its type does not", quoted(h.Name), size.Bytes(stored))
+	}
 	if e == nil {
 		return nil, nil
 	}
