@@ -12,12 +12,14 @@ import (
 	"ganeti-instance-image/internal/need"
 )
 
-// faults are injected by strace(1) at the Nth call, for N from 1 up to where no
+// fault is injected by strace(1) at the Nth call, for N from 1 up to where no
 // such call is made any more, or to most.
-var faults = []struct {
+type fault struct {
 	name, inject string
 	most         int
-}{
+}
+
+var faults = []fault{
 	{"mount fails", "mount:error=EIO", 6},
 	{"unmount fails", "umount2:error=EBUSY", 6},
 	{"a sync fails", "fsync:error=EIO", 8},
@@ -33,6 +35,20 @@ var faults = []struct {
 	{"killed at an unmount", "umount2:signal=SIGKILL", 4},
 }
 
+// treeFaults are those at the steps that only a tree has.
+var treeFaults = []fault{
+	{"mount fails", "mount:error=EIO", 6},
+	{"unmount fails", "umount2:error=EBUSY", 4},
+	{"a file system is not stored", "syncfs:error=EIO", 4},
+	{"a sync fails", "fsync:error=EIO", 6},
+	{"a program does not start", "execve:error=EACCES", 16},
+	{"a file cannot be made", "mknodat:error=EIO", 2},
+	{"asked to stop at a program", "execve:signal=SIGTERM", 12},
+	{"asked to stop while unpacking", "fchown:signal=SIGTERM", 3},
+	{"killed while unpacking", "fchown:signal=SIGKILL", 2},
+	{"killed at a mount", "mount:signal=SIGKILL", 4},
+}
+
 // Whatever fails, and whenever somebody stops it: a create that says it failed
 // leaves a disk that shows no system, nothing stays attached, and the next
 // create works.
@@ -43,11 +59,27 @@ func TestFaultAtEveryStep(t *testing.T) {
 	image, _ := makeImageOf(t, layout, 64)
 	s := newSite(t, imageSettings(image))
 	s.enable(t, "cloud-init", "ssh")
+	s.injectAll(t, faults, 100, func(disk string) { checkDisk(t, disk, layout, 100) })
+}
+
+func TestFaultAtEveryStepOfATree(t *testing.T) {
+	need.Tools(t, "strace", "e2fsck")
+	image, _ := smallTree(t, ".tar.gz", `mknod "$tree/dev-node" c 1 3`)
+	s := newSite(t, imageSettings(image, "SWAP_SIZE=10", "BOOT_SIZE=150"))
+	s.enable(t, "grub", "ssh")
+	s.injectAll(t, treeFaults, 600, func(disk string) {
+		judgeTree(t, disk, []want{{4, "vfat", 100}, {1, "ext4", 150}, {2, "swap", 10}, {3, "ext4", 0}})
+	})
+}
+
+// injectAll injects each fault at one step after the other; check wants the disk
+// of a create that succeeded to be whole.
+func (s *site) injectAll(t *testing.T, faults []fault, mib int, check func(disk string)) {
 	for _, fault := range faults {
 		t.Run(fault.name, func(t *testing.T) {
-			disk, hit := newDisk(t, 100), 0
+			disk, hit := newDisk(t, mib), 0
 			for n := 1; n <= fault.most; n++ {
-				if !s.createWith(t, fmt.Sprintf("%s:when=%d", fault.inject, n), disk, layout) {
+				if !s.createWith(t, fmt.Sprintf("%s:when=%d", fault.inject, n), disk, check) {
 					break
 				}
 				hit++
@@ -56,14 +88,14 @@ func TestFaultAtEveryStep(t *testing.T) {
 				t.Error("the fault was never injected")
 			}
 			s.create(t, instance(disk))
-			checkDisk(t, disk, layout, 100)
+			check(disk)
 		})
 	}
 }
 
 // createWith runs create with a fault and checks what it left; it tells whether
 // the fault happened.
-func (s *site) createWith(t *testing.T, inject, disk string, layout diskLayout) bool {
+func (s *site) createWith(t *testing.T, inject, disk string, check func(disk string)) bool {
 	t.Helper()
 	trace := filepath.Join(t.TempDir(), "trace")
 	before := attached(t)
@@ -81,7 +113,7 @@ func (s *site) createWith(t *testing.T, inject, disk string, layout diskLayout) 
 	killed := strings.Contains(inject, "SIGKILL")
 	switch {
 	case o.code == 0 && !killed:
-		checkDisk(t, disk, layout, 100)
+		check(disk)
 	case !killed:
 		checkNoSystem(t, disk, inject, o)
 	}
