@@ -222,11 +222,13 @@ func (c *creation) planTree() (err error) {
 }
 
 // leastRoot is what the root needs at least: the files do not get smaller than
-// what they are packed to. Those below /boot may be elsewhere.
+// what they are packed to. Those below /boot may be elsewhere, but are at most
+// half of them.
 func (c *creation) leastRoot() size.Bytes {
 	least := filesystem.Kind(c.set.Filesystem).Least()
 	if info, err := os.Stat(c.tree.archives[0].path); err == nil {
-		least = max(least, size.Bytes(info.Size())-c.set.BootSize)
+		packed := size.Bytes(info.Size())
+		least = max(least, packed-c.set.BootSize, packed/2)
 	}
 	return least
 }
@@ -387,6 +389,8 @@ func (c *creation) unpack(ctx context.Context, a archive, dir string) error {
 		return classify(Disk, fmt.Errorf("%w; give the instance a larger disk, or less swap (SWAP_SIZE), or /boot another size (BOOT_SIZE)", err))
 	case err != nil && ctx.Err() != nil:
 		return context.Cause(ctx)
+	case errors.As(err, new(unpack.SourceError)):
+		return classify(Image, err) // it names the file
 	case errors.Is(err, unix.EIO), errors.Is(err, unix.EROFS):
 		return classify(Disk, fmt.Errorf("cannot unpack %s: %w", a.path, err))
 	case err != nil:

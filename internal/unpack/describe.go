@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ganeti-instance-image/internal/size"
 	"ganeti-instance-image/internal/tree"
 )
 
@@ -29,7 +30,7 @@ const (
 	capabilities = "security.capability"
 )
 
-// owner, mode and times are what every entry has.
+// owner is whom a file belongs to, by numbers.
 type owner struct{ uid, gid uint32 }
 
 // inode is an open file, or a name in an open directory, that gets attributes.
@@ -56,13 +57,15 @@ func (u *unpacking) describe(name string, fd int, e *tree.Entry) error {
 	if err := u.attributes(file, e.Xattrs); err != nil {
 		return err
 	}
-	u.keepFlags(name, e)
+	if err := u.keepFlags(name, fd, e.Flags); err != nil {
+		return err
+	}
 	return setTimes(fd, "", e.AccessTime, e.ModTime)
 }
 
 // describeNode does so for what cannot be opened: links, devices and pipes.
 func (u *unpacking) describeNode(name string, dir int, base string, e *tree.Entry) error {
-	file := inode{name: name, fd: -1, path: "/proc/self/fd/" + strconv.Itoa(dir) + "/" + base}
+	file := inode{name: name, fd: -1, path: nodePath(dir, base)}
 	if err := u.chown(file, owner{e.UID, e.GID}); err != nil {
 		return err
 	}
@@ -75,6 +78,11 @@ func (u *unpacking) describeNode(name string, dir int, base string, e *tree.Entr
 		return err
 	}
 	return setTimes(dir, base, e.AccessTime, e.ModTime)
+}
+
+// nodePath is a name in an open directory, for the calls that take no directory.
+func nodePath(dir int, base string) string {
+	return "/proc/self/fd/" + strconv.Itoa(dir) + "/" + base
 }
 
 // chown changes the owner. FAT, which has none, refuses any but its own.
@@ -99,10 +107,11 @@ func (u *unpacking) chown(file inode, o owner) error {
 	return nil
 }
 
-// skip counts what a file system did not take.
+// skip counts what could not be set, as its file system does not take it or for
+// another reason that err is.
 func (u *unpacking) skip(name, what string, err error) {
 	if u.stats.Skipped++; u.stats.Skipped == 1 {
-		u.stats.FirstSkipped = fmt.Sprintf("%s of %s cannot be set on its file system: %v", what, quoted(name), err)
+		u.stats.FirstSkipped = fmt.Sprintf("%s of %s cannot be set: %v", what, quoted(name), err)
 	}
 }
 
@@ -162,10 +171,17 @@ func (u *unpacking) amend() error {
 	if !ok {
 		return nil
 	}
-	for _, e := range src.Amendments() {
+	amendments := src.Amendments()
+	lists := map[string]int{}
+	for _, e := range amendments {
+		if name, err := clean(e.Name); err == nil && e.Xattrs[accessACL] != nil {
+			lists[name]++
+		}
+	}
+	for _, e := range amendments {
 		name, err := clean(e.Name)
 		if err == nil {
-			err = u.amendOne(name, e.Xattrs)
+			err = u.amendOne(name, e.Xattrs, lists[name])
 		}
 		if err != nil {
 			return u.explain(name, err)
@@ -174,9 +190,44 @@ func (u *unpacking) amend() error {
 	return nil
 }
 
-func (u *unpacking) amendOne(name string, xattrs map[string][]byte) error {
-	fd, err := u.parents.resolve(name, unix.O_PATH|unix.O_NOFOLLOW)
-	if errors.Is(err, unix.ENOENT) {
+// keepReplaced remembers a name that a file was removed from, so that nothing is
+// given to the next one that was meant for it.
+func (u *unpacking) keepReplaced(name string) error {
+	if u.replaced == nil {
+		return nil
+	}
+	if u.replaced[name] == 0 {
+		if err := u.keep(size.Bytes(len(name) + recordBytes)); err != nil {
+			return err
+		}
+		name = strings.Clone(name)
+	}
+	u.replaced[name]++
+	return nil
+}
+
+// meant tells whether a name stands for one file only, or each that had the name
+// has one of the access control lists, so that the last is of the last.
+func (u *unpacking) meant(name string, lists int) bool {
+	for i := range len(name) {
+		if name[i] == '/' && u.replaced[name[:i]] > 0 {
+			return false
+		}
+	}
+	n := u.replaced[name]
+	return n == 0 || n+1 == lists
+}
+
+func (u *unpacking) amendOne(name string, xattrs map[string][]byte, lists int) error {
+	fd, err, certain := -1, errElsewhere, false
+	if d := u.directories[name]; d != nil {
+		fd, err = u.again(name, d.identity, unix.O_PATH|unix.O_DIRECTORY)
+		certain = err == nil
+	}
+	if errors.Is(err, errElsewhere) {
+		fd, err = u.parents.resolve(name, unix.O_PATH|unix.O_NOFOLLOW)
+	}
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil
 	}
 	if err != nil {
@@ -189,6 +240,9 @@ func (u *unpacking) amendOne(name string, xattrs map[string][]byte) error {
 	}
 	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFDIR {
 		return nil
+	}
+	if !certain && !u.meant(name, lists) {
+		return errors.New("the archive has several files of this name, and does not tell which has the access control list")
 	}
 	// The file is not open, only named, so that this is the way to it.
 	return u.attributes(inode{name: name, fd: -1, path: "/proc/self/fd/" + strconv.Itoa(fd), follow: true}, xattrs)

@@ -1,26 +1,50 @@
 package unpack
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"ganeti-instance-image/internal/size"
 	"ganeti-instance-image/internal/tree"
 )
 
-// maxDefaults bounds the bytes of default access control lists, which are kept.
-const maxDefaults = 16 << 20
+// recordBytes is what a record takes in memory, with its place in a map that has
+// grown, but for its name and list.
+const recordBytes = 192
+
+// identity is a file, whatever names lead to it.
+type identity struct{ dev, ino uint64 }
+
+func identityOf(st *unix.Stat_t) identity { return identity{uint64(st.Dev), st.Ino} }
+
+func identify(fd int) (identity, error) {
+	var st unix.Stat_t
+	err := unix.Fstat(fd, &st)
+	return identityOf(&st), err
+}
 
 // directory is one of the archive's. It gets its owner, mode and times when
-// nothing is made in it any more.
+// nothing is made in it any more, and the access control list that all would
+// inherit that is made in it.
 type directory struct {
-	name  string
-	owner owner
-	mode  uint32
-	times [2]unix.Timespec
+	identity
+	came     int // the place among all that came
+	owner    owner
+	mode     uint32
+	times    [2]unix.Timespec
+	defaults []byte // nil where there is none
+}
+
+func (d *directory) bytes(name string) size.Bytes {
+	return size.Bytes(len(name) + len(d.defaults) + recordBytes)
 }
 
 type flagged struct {
@@ -28,32 +52,57 @@ type flagged struct {
 	flags uint32
 }
 
-// defaultList is an access control list that all would inherit that is made in
-// the directory.
-type defaultList struct {
-	name string
-	list []byte
+func (f flagged) bytes() size.Bytes { return size.Bytes(len(f.name) + recordBytes) }
+
+// keep counts the memory of a record that is kept until the end.
+func (u *unpacking) keep(n size.Bytes) error {
+	if u.kept+n > u.options.maxKept {
+		return fmt.Errorf("the archive's directories and inode flags take more than %s of memory", u.options.maxKept)
+	}
+	u.kept += n
+	return nil
 }
 
-// directory makes a directory, or takes the one that is there. It is open to
-// nobody but root until the end.
+// directory makes a directory, or takes the one that is there. One that is made
+// is root's and of mode 0700 until the end.
 func (u *unpacking) directory(name string, e *tree.Entry) error {
-	if len(u.directories) == maxDirectories {
-		return fmt.Errorf("the archive has more than %d directories", maxDirectories)
-	}
 	if name != "." {
 		if err := u.makeDirectory(name); err != nil {
 			return err
 		}
 	}
-	if len(e.Xattrs) > 0 {
-		if err := u.directoryAttributes(name, e); err != nil {
-			return err
-		}
+	fd, err := u.parents.resolve(name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
 	}
-	u.keepFlags(name, e)
-	u.directories = append(u.directories, directory{name, owner{e.UID, e.GID}, e.Mode & 0o7777,
-		[2]unix.Timespec{timespec(e.AccessTime), timespec(e.ModTime)}})
+	defer unix.Close(fd)
+	if err := u.directoryAttributes(name, fd, e); err != nil {
+		return err
+	}
+	if err := u.keepFlags(name, fd, e.Flags); err != nil {
+		return err
+	}
+	return u.keepDirectory(name, fd, e)
+}
+
+// keepDirectory takes the place of what was kept by that name.
+func (u *unpacking) keepDirectory(name string, fd int, e *tree.Entry) error {
+	id, err := identify(fd)
+	if err != nil {
+		return err
+	}
+	d := &directory{id, u.came, owner{e.UID, e.GID}, e.Mode & 0o7777,
+		[2]unix.Timespec{timespec(e.AccessTime), timespec(e.ModTime)}, bytes.Clone(e.Xattrs[defaultACL])}
+	u.came++
+	if earlier := u.directories[name]; earlier != nil {
+		u.kept -= earlier.bytes(name)
+		delete(u.directories, name)
+	}
+	if err := u.keep(d.bytes(name)); err != nil {
+		return err
+	}
+	// The name may be a part of what is much larger.
+	u.directories[strings.Clone(name)] = d
 	return nil
 }
 
@@ -69,7 +118,7 @@ func (u *unpacking) makeDirectory(name string) error {
 		if openErr == nil {
 			return unix.Close(fd)
 		}
-		if err := u.vacate(dir, base); err != nil {
+		if err := u.vacate(name, dir, base); err != nil {
 			return err
 		}
 		err = unix.Mkdirat(dir, base, 0o700)
@@ -80,18 +129,9 @@ func (u *unpacking) makeDirectory(name string) error {
 	return err
 }
 
-func (u *unpacking) directoryAttributes(name string, e *tree.Entry) error {
-	fd, err := u.parents.resolve(name, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
+func (u *unpacking) directoryAttributes(name string, fd int, e *tree.Entry) error {
 	for attribute, value := range e.Xattrs {
 		if attribute == defaultACL {
-			if u.defaultBytes += len(name) + len(value); u.defaultBytes > maxDefaults {
-				return errors.New("the archive has too many default access control lists")
-			}
-			u.defaults = append(u.defaults, defaultList{name, append([]byte(nil), value...)})
 			continue
 		}
 		if err := u.attribute(inode{name: name, fd: fd}, attribute, value); err != nil {
@@ -102,83 +142,129 @@ func (u *unpacking) directoryAttributes(name string, e *tree.Entry) error {
 }
 
 // finishDirectories gives the directories what would change, or be given to
-// others, while something is made in them. Where one comes twice, the later
+// others, while something is made in them. Where one comes by two names, the later
 // counts.
 func (u *unpacking) finishDirectories() error {
-	for i, d := range u.directories {
+	names := slices.SortedFunc(maps.Keys(u.directories), func(a, b string) int {
+		return u.directories[a].came - u.directories[b].came
+	})
+	for i, name := range names {
 		if i%256 == 0 {
 			if err := u.pause(); err != nil {
 				return err
 			}
 		}
-		if err := u.explain(d.name, u.finishDirectory(d)); err != nil {
-			return err
-		}
-	}
-	for _, d := range u.defaults {
-		if err := u.explain(d.name, u.setDefault(d)); err != nil {
+		if err := u.explain(name, u.finishDirectory(name, u.directories[name])); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (u *unpacking) finishDirectory(d directory) error {
-	fd, err := u.parents.resolve(d.name, unix.O_RDONLY|unix.O_DIRECTORY)
+func (u *unpacking) finishDirectory(name string, d *directory) error {
+	fd, err := u.again(name, d.identity, unix.O_RDONLY|unix.O_DIRECTORY)
+	if errors.Is(err, errElsewhere) {
+		u.skip(name, "the owner and mode", err)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := u.chown(inode{name: d.name, fd: fd}, d.owner); err != nil {
+	file := inode{name: name, fd: fd}
+	if err := u.chown(file, d.owner); err != nil {
 		return err
 	}
 	if err := unix.Fchmod(fd, d.mode); err != nil {
 		return fmt.Errorf("cannot set its mode: %w", err)
 	}
+	if d.defaults != nil {
+		if err := u.attribute(file, defaultACL, d.defaults); err != nil {
+			return err
+		}
+	}
 	return utimensat(fd, "", &d.times)
 }
 
-func (u *unpacking) setDefault(d defaultList) error {
-	fd, err := u.parents.resolve(d.name, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return err
+// errElsewhere is the error of a name that stands for another file than it did.
+var errElsewhere = errors.New("the archive has another file of its name, or of one on the way to it, further on")
+
+// again opens the file that a name stood for.
+func (u *unpacking) again(name string, id identity, flags int) (int, error) {
+	fd, err := u.parents.resolve(name, flags)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return -1, errElsewhere
 	}
-	defer unix.Close(fd)
-	return u.attribute(inode{name: d.name, fd: fd}, defaultACL, d.list)
+	if err != nil {
+		return -1, err
+	}
+	now, err := identify(fd)
+	if err == nil && now != id {
+		err = errElsewhere
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // keepFlags remembers the inode flags of a file until all is made: nothing can be
-// changed or linked that is immutable.
-func (u *unpacking) keepFlags(name string, e *tree.Entry) {
-	if flags := e.Flags & keptFlags; flags != 0 && len(u.flagged) < maxFlagged {
-		u.flagged = append(u.flagged, flagged{name, flags})
+// changed or linked that is immutable. A directory may have come with others.
+func (u *unpacking) keepFlags(name string, fd int, flags uint32) error {
+	flags &= keptFlags
+	if flags == 0 && len(u.flagged) == 0 {
+		return nil
+	}
+	id, err := identify(fd)
+	if err != nil {
+		return err
+	}
+	u.forgetFlags(id)
+	switch {
+	case flags == 0:
+		return nil
+	case len(u.flagged) >= maxFlagged:
+		u.skip(name, flagsOfInode, fmt.Errorf("more than %d files have some", maxFlagged))
+		return nil
+	}
+	f := flagged{strings.Clone(name), flags}
+	u.flagged[id] = f
+	return u.keep(f.bytes())
+}
+
+// forgetFlags is for a file that is gone, or that has other flags.
+func (u *unpacking) forgetFlags(id identity) {
+	if f, ok := u.flagged[id]; ok {
+		u.kept -= f.bytes()
+		delete(u.flagged, id)
 	}
 }
 
+const flagsOfInode = "the inode flags"
+
 func (u *unpacking) setFlags() error {
-	for _, f := range u.flagged {
-		err := u.setFlagsOf(f)
-		if err != nil && !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.EPERM) {
+	for id, f := range u.flagged {
+		err := u.setFlagsOf(id, f)
+		switch {
+		case err == nil:
+		case errors.Is(err, errElsewhere), errors.Is(err, unix.ENOTTY), errors.Is(err, unix.ENOTSUP), errors.Is(err, unix.EPERM):
+			u.skip(f.name, flagsOfInode, err)
+		default:
 			return u.explain(f.name, fmt.Errorf("cannot set its inode flags: %w", err))
 		}
 	}
 	return nil
 }
 
-func (u *unpacking) setFlagsOf(f flagged) error {
-	path, err := u.parents.resolve(f.name, unix.O_PATH|unix.O_NOFOLLOW)
+// setFlagsOf opens what is known to be a regular file or directory: a device or
+// pipe that came later with its name is another file.
+func (u *unpacking) setFlagsOf(id identity, f flagged) error {
+	path, err := u.again(f.name, id, unix.O_PATH)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(path)
-	// A device or pipe that came later with the same name must not be opened.
-	var st unix.Stat_t
-	if err := unix.Fstat(path, &st); err != nil {
-		return err
-	}
-	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFDIR {
-		return nil
-	}
 	fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(path), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package unpack
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -20,10 +21,10 @@ type flusher struct {
 	due     chan struct{}
 	done    sync.WaitGroup
 
-	mu    sync.Mutex
 	known map[uint64]bool // file systems, by their devices
+	mu    sync.Mutex      // of open
 	open  []int           // a directory of each
-	err   error
+	err   error           // of flush, which runs once at a time
 }
 
 func newFlusher() *flusher {
@@ -70,9 +71,18 @@ func (f *flusher) flush() {
 	f.mu.Unlock()
 	for _, fd := range open {
 		if err := unix.Syncfs(fd); err != nil && f.err == nil {
-			f.err = fmt.Errorf("cannot write what was unpacked to the disk: %w", err)
+			f.err = flushError(err)
 		}
 	}
+}
+
+// flushError explains the answer of syncfs(2), which is where a file system is
+// found full that finds room for what was written only now.
+func flushError(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		err = fmt.Errorf("%w (%w)", ErrFull, err)
+	}
+	return fmt.Errorf("cannot write what was unpacked to the disk: %w", err)
 }
 
 // finish sends the rest and waits for it.

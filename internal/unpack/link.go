@@ -3,6 +3,8 @@ package unpack
 import (
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -29,7 +31,7 @@ func (u *unpacking) hardLink(name string, dir int, base string, e *tree.Entry) e
 		if same(from, fromBase, dir, base) {
 			return nil
 		}
-		if err := u.vacate(dir, base); err != nil {
+		if err := u.vacate(name, dir, base); err != nil {
 			return err
 		}
 		err = unix.Linkat(from, fromBase, dir, base, 0)
@@ -40,7 +42,7 @@ func (u *unpacking) hardLink(name string, dir int, base string, e *tree.Entry) e
 		return nil
 	case errors.Is(err, unix.EXDEV), errors.Is(err, unix.EMLINK), errors.Is(err, unix.EPERM):
 		u.stats.Copies++
-		err = u.copyFile(name, from, fromBase, dir, base)
+		err = u.copy(name, from, fromBase, dir, base)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot link it to %s: %w", quoted(target), err)
@@ -83,23 +85,68 @@ func same(dir1 int, name1 string, dir2 int, name2 string) bool {
 		a.Dev == b.Dev && a.Ino == b.Ino
 }
 
-// copyFile copies a regular file where it cannot have one more name: on another
-// file system, on FAT, and where it has as many as its file system allows.
-func (u *unpacking) copyFile(name string, from int, fromBase string, dir int, base string) (err error) {
+// copy makes a file anew where it cannot have one more name: on another file
+// system, on FAT, and where it has as many as its file system allows.
+func (u *unpacking) copy(name string, from int, fromBase string, dir int, base string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(from, fromBase, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return errors.New("it is on another file system, and no regular file")
+	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+		return u.copyFile(name, from, fromBase, dir, base, &st)
 	}
+	return u.copyNode(name, from, fromBase, dir, base, &st)
+}
+
+// copyNode is for links, devices and pipes.
+func (u *unpacking) copyNode(name string, from int, fromBase string, dir int, base string, st *unix.Stat_t) error {
+	source := nodePath(from, fromBase)
+	link := st.Mode&unix.S_IFMT == unix.S_IFLNK
+	target := ""
+	var err error
+	if link {
+		if target, err = os.Readlink(source); err != nil {
+			return err
+		}
+	}
+	err = u.place(name, dir, base, func() error {
+		if link {
+			return unix.Symlinkat(target, dir, base)
+		}
+		return unix.Mknodat(dir, base, st.Mode&unix.S_IFMT|0o600, int(st.Rdev))
+	})
+	if err != nil {
+		return err
+	}
+	node := inode{name: name, fd: -1, path: nodePath(dir, base)}
+	if err := u.chown(node, owner{st.Uid, st.Gid}); err != nil {
+		return err
+	}
+	if !link {
+		if err := unix.Fchmodat(dir, base, st.Mode&0o7777, 0); err != nil {
+			return err
+		}
+	}
+	xattrs, err := readAttributes(
+		func(names []byte) (int, error) { return unix.Llistxattr(source, names) },
+		func(name string, value []byte) (int, error) { return unix.Lgetxattr(source, name, value) })
+	if err != nil {
+		return err
+	}
+	if err := u.attributes(node, xattrs); err != nil {
+		return err
+	}
+	return utimensat(dir, base, &[2]unix.Timespec{st.Atim, st.Mtim})
+}
+
+func (u *unpacking) copyFile(name string, from int, fromBase string, dir int, base string, st *unix.Stat_t) (err error) {
 	in, err := unix.Openat(from, fromBase, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(in)
 	out := -1
-	err = u.place(dir, base, func() error {
+	err = u.place(name, dir, base, func() error {
 		out, err = unix.Openat(dir, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 		return err
 	})
@@ -110,7 +157,7 @@ func (u *unpacking) copyFile(name string, from int, fromBase string, dir int, ba
 	if err := u.copyContent(in, out, st.Size); err != nil {
 		return err
 	}
-	return u.copyDescription(name, in, out, &st)
+	return u.copyDescription(name, in, out, st)
 }
 
 // copyContent copies the data of n bytes and leaves the holes.
@@ -130,8 +177,14 @@ func (u *unpacking) copyContent(in, out int, n int64) error {
 		}
 		for at = data; at < hole; {
 			m, err := unix.Pread(in, buffer[:min(hole-at, copyBuffer)], at)
-			if err != nil || m == 0 {
-				return errors.Join(err, u.pause())
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			if err == nil && m == 0 {
+				err = io.ErrUnexpectedEOF
+			}
+			if err != nil {
+				return fmt.Errorf("cannot read at offset %d: %w", at, err)
 			}
 			if err := writeAt(out, buffer[:m], at); err != nil {
 				return err
@@ -154,20 +207,25 @@ func (u *unpacking) copyDescription(name string, in, out int, st *unix.Stat_t) e
 	if err := unix.Fchmod(out, st.Mode&0o7777); err != nil {
 		return err
 	}
-	xattrs, err := readAttributes(in)
+	xattrs, err := readAttributes(
+		func(names []byte) (int, error) { return unix.Flistxattr(in, names) },
+		func(name string, value []byte) (int, error) { return unix.Fgetxattr(in, name, value) })
 	if err != nil {
 		return err
 	}
 	if err := u.attributes(inode{name: name, fd: out}, xattrs); err != nil {
 		return err
 	}
+	if err := u.keepFlags(name, out, u.flagged[identityOf(st)].flags); err != nil {
+		return err
+	}
 	return utimensat(out, "", &[2]unix.Timespec{st.Atim, st.Mtim})
 }
 
-// readAttributes reads those of a file that we made ourselves.
-func readAttributes(fd int) (map[string][]byte, error) {
+// readAttributes reads those of a file that came before.
+func readAttributes(list func([]byte) (int, error), get func(string, []byte) (int, error)) (map[string][]byte, error) {
 	names := make([]byte, 64<<10) // the kernel's XATTR_LIST_MAX
-	n, err := unix.Flistxattr(fd, names)
+	n, err := list(names)
 	if errors.Is(err, unix.ENOTSUP) {
 		return nil, nil
 	}
@@ -180,7 +238,7 @@ func readAttributes(fd int) (map[string][]byte, error) {
 			continue
 		}
 		value := make([]byte, 64<<10) // XATTR_SIZE_MAX
-		m, err := unix.Fgetxattr(fd, name, value)
+		m, err := get(name, value)
 		if err != nil {
 			return nil, err
 		}

@@ -4,7 +4,7 @@
 // The archive is hostile. The directories of a name are resolved by the kernel
 // with the directory as "/" (openat2 with RESOLVE_IN_ROOT), so that links that
 // the archive brought lead inside it, as they will in the guest; the last
-// component is never followed, and no file that is there is opened to be written.
+// component is followed only where a directory comes in the place of a link, and no file that is there is opened to be written.
 // Names with ".." are refused.
 //
 // What stands in the place of a new file is removed first, unless it is a
@@ -12,14 +12,14 @@
 // link to one, changes its mode, owner, attributes and times. Directories that
 // the archive does not have are made, mode 0755, of root.
 //
-// A file system that does not take an attribute, or FAT an owner, is no error:
-// it is counted and the first such case is told. But what decides about access is
+// A file system that does not take an attribute or inode flags, or FAT an owner,
+// is no error: it is counted and the first such case is told. But what decides about access is
 // never left out silently: where security.capability or an access control list
 // cannot be set, that is an error.
 //
 // Left out: creation and change times, access times that the archive does not
 // have, and inode flags other than immutable, append-only, no access times and
-// no dump; flags that a file system does not have are dropped.
+// no dump; those of more than 200 000 files are counted with what is skipped.
 package unpack
 
 import (
@@ -38,9 +38,9 @@ import (
 const (
 	// maxEntries is what Options.MaxEntries is where it is 0.
 	maxEntries = 20_000_000
-	// maxDirectories bounds the directories, whose times are kept until the end.
-	maxDirectories = 2_000_000
-	// maxFlagged bounds the files with inode flags, which are kept, too.
+	// maxKept bounds the memory of what is kept by name until the end.
+	maxKept = 256 * size.MiB
+	// maxFlagged bounds the files whose inode flags are set.
 	maxFlagged = 200_000
 	// reportEvery is how often Options.Progress is called.
 	reportEvery = 10 * time.Second
@@ -58,6 +58,8 @@ type Options struct {
 	// Progress is called every 10 seconds, where it is not nil, between two
 	// writes.
 	Progress func(Stats)
+
+	maxKept size.Bytes // 256 MiB where it is 0
 }
 
 // Stats are what was unpacked.
@@ -68,7 +70,8 @@ type Stats struct {
 	Links       int        // hard links
 	Copies      int        // hard links across file systems, which were copied
 	Bytes       size.Bytes // written to files
-	// Skipped counts the attributes and owners that a file system did not take;
+	// Skipped counts the attributes, owners and inode flags that a file system did
+	// not take, or that are of a directory whose name leads elsewhere at the end;
 	// FirstSkipped is a sentence about the first.
 	Skipped      int
 	FirstSkipped string
@@ -84,7 +87,9 @@ type lateSource interface {
 // amendingSource is a source that knows some attributes only at its end.
 // Amendments is called after Next returned io.EOF; of what it returns Name and
 // Xattrs count, and those are added to the file or directory of that name. One
-// that is not there any more, or of another kind by now, is passed over.
+// that is not there any more, or of another kind by now, is passed over. Where the
+// archive has the name more than once, and not as many amendments to the access
+// control list, it is an error, since it cannot be told which file is meant.
 type amendingSource interface {
 	Amendments() []tree.Entry
 }
@@ -102,15 +107,17 @@ type unpacking struct {
 
 	flusher *flusher
 
-	directories  []directory
-	flagged      []flagged
-	defaults     []defaultList
-	defaultBytes int
+	directories map[string]*directory
+	came        int // how many directories did
+	flagged     map[identity]flagged
+	replaced    map[string]int // names that files were removed from, and how many; nil where src does not amend
+	kept        size.Bytes     // the memory of these
 }
 
 // Into unpacks all of src below dir and waits until it is on the disk. The
-// errors say which entry it is about; what was unpacked up to there stays. Both
-// are complete only where the error is nil.
+// errors say which entry it is about, but for a SourceError and that of a ctx that
+// is done; what was unpacked up to there stays. It and stats are complete only
+// where the error is nil.
 func Into(ctx context.Context, dir string, src tree.Source, options Options) (stats Stats, err error) {
 	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -121,6 +128,13 @@ func Into(ctx context.Context, dir string, src tree.Source, options Options) (st
 		options.MaxEntries = maxEntries
 	}
 	u := &unpacking{ctx: ctx, options: options, src: src, root: root, report: time.Now().Add(reportEvery)}
+	if options.maxKept == 0 {
+		u.options.maxKept = maxKept
+	}
+	u.directories, u.flagged = map[string]*directory{}, map[identity]flagged{}
+	if _, ok := src.(amendingSource); ok {
+		u.replaced = map[string]int{}
+	}
 	u.late, _ = src.(lateSource)
 	u.flusher = newFlusher()
 	defer u.flusher.close()
@@ -142,7 +156,7 @@ func (u *unpacking) all() error {
 			break
 		}
 		if err != nil {
-			return err
+			return u.ofSource(err)
 		}
 		if u.stats.Entries++; u.stats.Entries > u.options.MaxEntries {
 			return fmt.Errorf("cannot unpack %s: the archive has more than %d entries", quoted(e.Name), u.options.MaxEntries)
@@ -163,7 +177,7 @@ func (u *unpacking) all() error {
 // pause ends the work where it was cancelled, and reports.
 func (u *unpacking) pause() error {
 	if u.ctx.Err() != nil {
-		return fmt.Errorf("unpacking was stopped: %w", context.Cause(u.ctx))
+		return stopped{fmt.Errorf("unpacking was stopped: %w", context.Cause(u.ctx))}
 	}
 	if u.options.Progress != nil && u.stats.Entries%64 == 0 && time.Now().After(u.report) {
 		u.options.Progress(u.stats)
@@ -184,15 +198,39 @@ func (u *unpacking) entry(e *tree.Entry) error {
 		return errors.New("cannot unpack the archive: its root is no directory")
 	}
 	err = u.file(name, e)
-	var source sourceError
+	var source SourceError
 	if errors.As(err, &source) {
-		return source.error
+		return source
+	}
+	var stop stopped
+	if errors.As(err, &stop) {
+		return stop
 	}
 	return u.explain(name, err)
 }
 
-// sourceError is an error of the archive, not of the file system.
-type sourceError struct{ error }
+// SourceError is an error that the archive's Source returned, so that the archive
+// is to blame and not the file system. Its text is that of Err.
+type SourceError struct{ Err error }
+
+func (e SourceError) Error() string { return e.Err.Error() }
+
+// Unwrap is Err.
+func (e SourceError) Unwrap() error { return e.Err }
+
+// ofSource marks an error of the source. Where the work was cancelled, that is
+// what made a source fail that reads until it is.
+func (u *unpacking) ofSource(err error) error {
+	if u.ctx.Err() != nil {
+		return stopped{err}
+	}
+	return SourceError{err}
+}
+
+// stopped is the error of work that was cancelled, whatever the entry.
+type stopped struct{ error }
+
+func (e stopped) Unwrap() error { return e.error }
 
 // file makes what is no directory.
 func (u *unpacking) file(name string, e *tree.Entry) error {
@@ -207,11 +245,11 @@ func (u *unpacking) file(name string, e *tree.Entry) error {
 	case tree.HardLink:
 		return u.hardLink(name, dir, base, e)
 	case tree.Symlink:
-		err = u.place(dir, base, func() error { return unix.Symlinkat(e.Target, dir, base) })
+		err = u.place(name, dir, base, func() error { return unix.Symlinkat(e.Target, dir, base) })
 	case tree.CharDevice, tree.BlockDevice, tree.FIFO, tree.Socket:
 		var number uint64
 		if number, err = device(e); err == nil {
-			err = u.place(dir, base, func() error { return unix.Mknodat(dir, base, nodeTypes[e.Type]|0o600, int(number)) })
+			err = u.place(name, dir, base, func() error { return unix.Mknodat(dir, base, nodeTypes[e.Type]|0o600, int(number)) })
 		}
 	default:
 		err = fmt.Errorf("it is of the unknown type %d", e.Type)
@@ -232,32 +270,42 @@ func (u *unpacking) complete(e *tree.Entry) (*tree.Entry, error) {
 	}
 	e, err := u.late.Late()
 	if err != nil {
-		return nil, sourceError{err}
+		return nil, u.ofSource(err)
 	}
 	return e, nil
 }
 
 // place makes a file with make, and once more after what is in its place was
 // removed.
-func (u *unpacking) place(dir int, base string, make func() error) error {
+func (u *unpacking) place(name string, dir int, base string, make func() error) error {
 	err := make()
 	if !errors.Is(err, unix.EEXIST) {
 		return err
 	}
-	if err := u.vacate(dir, base); err != nil {
+	if err := u.vacate(name, dir, base); err != nil {
 		return err
 	}
 	return make()
 }
 
 // vacate removes a file that is no directory. What led through it, if it was a
-// link, now leads elsewhere.
-func (u *unpacking) vacate(dir int, base string) error {
+// link, now leads elsewhere; and its inode may become that of another file.
+func (u *unpacking) vacate(name string, dir int, base string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
 	err := unix.Unlinkat(dir, base, 0)
 	if errors.Is(err, unix.EISDIR) {
 		return errors.New("it is a directory already, and not one this time")
 	}
 	u.parents.forget()
+	if err == nil && st.Nlink == 1 {
+		u.forgetFlags(identityOf(&st))
+	}
+	if err == nil {
+		err = u.keepReplaced(name)
+	}
 	return err
 }
 
@@ -283,7 +331,7 @@ func (u *unpacking) regular(name string, dir int, base string, e *tree.Entry) (e
 		return fmt.Errorf("its size is %d", e.Size)
 	}
 	fd := -1
-	err = u.place(dir, base, func() error {
+	err = u.place(name, dir, base, func() error {
 		fd, err = unix.Openat(dir, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_LARGEFILE, 0o600)
 		return err
 	})
@@ -310,7 +358,7 @@ func (u *unpacking) content(fd int, e *tree.Entry) error {
 			break
 		}
 		if err != nil {
-			return sourceError{err}
+			return u.ofSource(err)
 		}
 		if at < end || int64(len(data)) > e.Size-at {
 			return fmt.Errorf("its content at offset %d is not within its %d bytes", at, e.Size)
@@ -322,7 +370,7 @@ func (u *unpacking) content(fd int, e *tree.Entry) error {
 		u.stats.Bytes += size.Bytes(len(data))
 		u.flusher.wrote(len(data))
 		if err := u.pause(); err != nil {
-			return sourceError{err}
+			return err
 		}
 	}
 	if end < e.Size {
