@@ -41,9 +41,10 @@ func TestKeptIsBounded(t *testing.T) {
 		distinct = append(distinct, dir(fmt.Sprintf("%s/%s/%d", long, long, i)))
 		equal = append(equal, dir(long+"/"+long+"/same"))
 	}
-	var marked, listed []entry
+	var marked, listed, replaced []entry
 	for i := range 100 {
 		marked = append(marked, withFlags(file(fmt.Sprintf("%s/%d", long, i), ""), flagNoDump))
+		replaced = append(replaced, withFlags(file(long, ""), flagNoDump))
 		d := dir("d")
 		d.Xattrs = map[string][]byte{defaultACL: make([]byte, 40_000)}
 		d.Name = fmt.Sprintf("d%d", i)
@@ -58,6 +59,7 @@ func TestKeptIsBounded(t *testing.T) {
 		{"one directory often", append(links[:1:1], equal...), false},
 		{"one by few names", append(links, dir(long), dir("m"), dir("m/m")), false},
 		{"flags", append(links[:1:1], marked...), true},
+		{"flags of one file often", replaced, false},
 		{"lists", listed[:2], true},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -4,8 +4,8 @@
 // The archive is hostile. The directories of a name are resolved by the kernel
 // with the directory as "/" (openat2 with RESOLVE_IN_ROOT), so that links that
 // the archive brought lead inside it, as they will in the guest; the last
-// component is followed only where a directory comes in the place of a link, and no file that is there is opened to be written.
-// Names with ".." are refused.
+// component is followed only where a directory comes in the place of a link, and
+// no file that is there is opened to be written. Names with ".." are refused.
 //
 // What stands in the place of a new file is removed first, unless it is a
 // directory, which is an error. A directory in the place of a directory, or of a
@@ -13,9 +13,9 @@
 // the archive does not have are made, mode 0755, of root.
 //
 // A file system that does not take an attribute or inode flags, or FAT an owner,
-// is no error: it is counted and the first such case is told. But what decides about access is
-// never left out silently: where security.capability or an access control list
-// cannot be set, that is an error.
+// is no error: it is counted and the first such case is told. But what decides
+// about access is never left out silently: where security.capability or an access
+// control list cannot be set, that is an error.
 //
 // Left out: creation and change times, access times that the archive does not
 // have, and inode flags other than immutable, append-only, no access times and
