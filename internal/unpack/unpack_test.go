@@ -396,23 +396,6 @@ func TestWithoutAttributes(t *testing.T) {
 	}
 }
 
-// FAT has neither owners nor attributes nor links.
-func TestOnFAT(t *testing.T) {
-	known, err := os.ReadFile("/proc/filesystems")
-	need.That(t, err == nil && strings.Contains(string(known), "vfat"), "a kernel with FAT")
-	target := mounted(t, "vfat", "16M")
-	f := file("EFI/a", "x")
-	f.UID, f.Xattrs = 12, map[string][]byte{"security.selinux": []byte("x\x00"), "user.x": nil}
-	stats, err := into(target, f, file("b", "y"), link("EFI/b", "b"))
-	if err != nil || stats.Skipped != 3 || stats.Copies != 1 || !strings.Contains(stats.FirstSkipped, `of "EFI/a" cannot be set: `) {
-		t.Errorf("%+v, %v", stats, err)
-	}
-	f.Xattrs = map[string][]byte{capabilities: []byte("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")}
-	if _, err := into(target, f); err == nil || !strings.Contains(err.Error(), `cannot set its attribute "security.capability"`) {
-		t.Errorf("a capability: %v", err)
-	}
-}
-
 func TestStops(t *testing.T) {
 	target, _ := inside(t)
 	ctx, cancel := context.WithCancelCause(context.Background())
