@@ -114,21 +114,28 @@ func TestCorpusIsRefused(t *testing.T) {
 	disks.wantDetached(t)
 }
 
-func checkCase(t *testing.T, c corpus.Case, r corpusRun) {
+// checkRefusedClearly wants a refusal with the exit code, whose last line says
+// what cannot be done, in these words among others.
+func checkRefusedClearly(t *testing.T, o outcome, code int, words []string) {
 	t.Helper()
-	checkRefusal(t, r.outcome, c.Code)
-	last := strings.ToLower(r.last())
+	checkRefusal(t, o, code)
+	last := strings.ToLower(o.last())
 	if !strings.HasPrefix(last, "create: cannot ") {
-		t.Errorf("the last line does not say what cannot be done:\n%s", r.log)
+		t.Errorf("the last line does not say what cannot be done:\n%s", o.log)
 	}
-	for _, word := range c.Words {
+	for _, word := range words {
 		if !strings.Contains(last, strings.ToLower(word)) {
-			t.Errorf("the last line does not say %q:\n%s", word, r.last())
+			t.Errorf("the last line does not say %q:\n%s", word, o.last())
 		}
 	}
-	if strings.Contains(r.log, "goroutine ") {
-		t.Errorf("it crashed:\n%s", r.log)
+	if strings.Contains(o.log, "goroutine ") {
+		t.Errorf("it crashed:\n%s", o.log)
 	}
+}
+
+func checkCase(t *testing.T, c corpus.Case, r corpusRun) {
+	t.Helper()
+	checkRefusedClearly(t, r.outcome, c.Code, c.Words)
 	if !r.isUntouched() && !(c.Late && r.isEmpty()) {
 		t.Error("the disk is neither as it was nor empty, as far as it may be")
 	}

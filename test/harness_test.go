@@ -35,16 +35,29 @@ func runTests(m *testing.M) int {
 	if os.Getuid() != 0 {
 		return m.Run()
 	}
-	dir, err := os.MkdirTemp("", "instance-image-test-")
+	dir, err := os.MkdirTemp("", "ii-")
 	if err == nil {
 		defer os.RemoveAll(dir)
 		installed, err = install(dir)
+	}
+	if err == nil {
+		err = ownTemp(dir)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
+}
+
+// ownTemp has the tests make their files below dir: attached tells them from
+// those of the packages' tests, which "go test ./..." runs at the same time.
+func ownTemp(dir string) error {
+	tmp := filepath.Join(dir, "tmp")
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		return err
+	}
+	return os.Setenv("TMPDIR", tmp)
 }
 
 // install makes an installation below dir.
@@ -233,7 +246,7 @@ func checkRefusal(t *testing.T, o outcome, code int, words ...string) {
 	}
 }
 
-// attached lists the loop devices over files of tests, and the mounts of ours.
+// attached lists the loop devices over files of these tests, and the mounts of ours.
 func attached(t *testing.T) string {
 	t.Helper()
 	out, err := exec.Command("losetup", "--list", "--noheadings", "--output", "NAME,BACK-FILE").Output()

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"ganeti-instance-image/internal/tree"
 )
 
 // Magic numbers of sets of attributes, struct ext4_xattr_header: that of a block
@@ -19,8 +21,8 @@ const (
 // that are missing cannot be set: lustre, RichACLs and encryption.
 var prefixes = map[byte]string{
 	1: "user.",
-	2: "system.posix_acl_access",
-	3: "system.posix_acl_default",
+	2: tree.AccessACL,
+	3: tree.DefaultACL,
 	4: "trusted.",
 	6: "security.",
 }

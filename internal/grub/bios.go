@@ -12,8 +12,7 @@ import (
 )
 
 const (
-	typeBIOSBoot = "21686148-6449-6E6F-744E-656564454649"
-	maxCoreRoom  = 16 * size.MiB // of a BIOS boot partition; more is of no use
+	maxCoreRoom = 16 * size.MiB // of a BIOS boot partition; more is of no use
 )
 
 // The parts of boot.img (include/grub/i386/pc/boot.h). What stands there on the
@@ -104,7 +103,7 @@ func coreRoom(table *layout.Table) (at, room size.Bytes, err error) {
 		return sectorSize, max(0, min(table.Partitions[0].Start, size.MiB)-sectorSize), nil
 	case table.Kind == layout.GPT:
 		for _, p := range table.Partitions {
-			if p.Type == typeBIOSBoot {
+			if p.Type == layout.TypeBIOSBoot {
 				return p.Start, min(p.Length, maxCoreRoom), nil
 			}
 		}

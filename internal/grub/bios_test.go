@@ -56,7 +56,7 @@ func factsOf(t *testing.T, target Target) *facts {
 func TestRefuseBIOS(t *testing.T) {
 	need.File(t, nodeBIOS+"/kernel.img")
 	gpt := &layout.Table{Kind: layout.GPT, SectorSize: 512, Partitions: []layout.Partition{{Number: 1, Start: size.MiB, Length: size.GiB}}}
-	gpt4096 := &layout.Table{Kind: layout.GPT, SectorSize: 4096, Partitions: []layout.Partition{{Number: 14, Start: size.MiB, Length: size.MiB, Type: typeBIOSBoot}}}
+	gpt4096 := &layout.Table{Kind: layout.GPT, SectorSize: 4096, Partitions: []layout.Partition{{Number: 14, Start: size.MiB, Length: size.MiB, Type: layout.TypeBIOSBoot}}}
 	lvm := mbr(size.MiB)
 	lvm.Partitions[0].Type = "8e"
 	for _, c := range []struct {

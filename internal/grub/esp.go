@@ -25,7 +25,7 @@ const (
 )
 
 // espTypes are the types of an EFI system partition in a GPT and in an MBR.
-var espTypes = map[layout.Kind]string{layout.GPT: "C12A7328-F81F-11D2-BA4B-00A0C93EC93B", layout.MBR: "ef"}
+var espTypes = map[layout.Kind]string{layout.GPT: layout.TypeESP, layout.MBR: layout.TypeESPOfMBR}
 
 func findESP(table *layout.Table) (layout.Partition, bool) {
 	if table == nil {

@@ -97,10 +97,8 @@ func partition(table *layout.Table, fs Filesystem) (name string, plain bool) {
 	if table.Kind == layout.MBR {
 		scheme = "msdos"
 	}
-	for _, p := range table.Partitions {
-		if p.Number == fs.Number && !volumeTypes[p.Type] {
-			return scheme + strconv.Itoa(p.Number), true
-		}
+	if p, ok := table.Find(fs.Number); ok && !volumeTypes[p.Type] {
+		return scheme + strconv.Itoa(p.Number), true
 	}
 	return "", false
 }

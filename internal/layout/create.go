@@ -36,10 +36,10 @@ type kindOfUse struct {
 
 // uses is in the order of the places on the disk: the root is last, to grow.
 var uses = []kindOfUse{
-	{ForBIOSBoot, "21686148-6449-6E6F-744E-656564454649", 14, 0, 0},
-	{ForESP, "C12A7328-F81F-11D2-BA4B-00A0C93EC93B", 15, 0xEF, 4},
+	{ForBIOSBoot, TypeBIOSBoot, 14, 0, 0},
+	{ForESP, TypeESP, 15, 0xEF, 4},
 	{ForBoot, "0FC63DAF-8483-4772-8E79-3D69D8477DE4", 0, 0x83, 0},
-	{ForSwap, "0657FD6D-A4AB-43C4-84E5-0933C84B4F4F", 0, 0x82, 0},
+	{ForSwap, typeSwap, 0, 0x82, 0},
 	{ForRoot, "0FC63DAF-8483-4772-8E79-3D69D8477DE4", 0, 0x83, 0},
 }
 

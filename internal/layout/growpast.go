@@ -37,7 +37,7 @@ type Move struct{ From, To Partition }
 //
 // It is an error when there is no such partition, or the disk is too small.
 func (t *Table) GrowPast(disk size.Bytes, number int, movable func(Partition) bool) (Plan, error) {
-	if _, ok := t.find(number); !ok {
+	if _, ok := t.Find(number); !ok {
 		return Plan{}, fmt.Errorf("cannot grow partition %d: the %s partition table has none of that number", number, t.Kind)
 	}
 	return t.plan(disk, number, movable)
@@ -78,7 +78,7 @@ const alignment = size.MiB
 // change finds out what extending a partition takes, when partitions may reach
 // up to end. Number 0 changes nothing.
 func (t *Table) change(number int, end size.Bytes, movable func(Partition) bool) change {
-	p, ok := t.find(number)
+	p, ok := t.Find(number)
 	switch {
 	case number == 0:
 		return change{}
@@ -182,8 +182,8 @@ func (t *Table) behind(p Partition) []bundle {
 	return bundles
 }
 
-// find returns the partition of that number.
-func (t *Table) find(number int) (Partition, bool) {
+// Find returns the partition of that number, false where there is none.
+func (t *Table) Find(number int) (Partition, bool) {
 	i := slices.IndexFunc(t.Partitions, func(p Partition) bool { return p.Number == number })
 	if i < 0 {
 		return Partition{}, false

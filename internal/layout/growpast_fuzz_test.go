@@ -61,7 +61,7 @@ func checkAnnounced(t *testing.T, before *memory, table *Table, plan Plan, large
 		}
 		for _, p := range want {
 			if p.Number == plan.Grown.Number {
-				old, _ := table.find(p.Number)
+				old, _ := table.Find(p.Number)
 				p.Length = old.Length // what was behind it may be cleared
 			}
 			if !p.Extended && w.Offset < p.End() && p.Start < w.Offset+size.Bytes(len(w.Data)) {

@@ -33,7 +33,7 @@ func (t *Table) behindLogical(p Partition) []bundle {
 			continue
 		}
 		b := bundle{start: r.at(), end: r.at() + mbrSector, fixed: fmt.Sprintf("a boot record of the extended partition %d", t.mbr.extended)}
-		if q, ok := t.find(r.number); ok && t.isInFront(r, q) {
+		if q, ok := t.Find(r.number); ok && t.isInFront(r, q) {
 			b = bundle{start: r.at(), end: q.End(), lead: q.Start - r.at(), parts: []Partition{q}}
 			together[q.Number] = true
 		}
@@ -95,7 +95,7 @@ func (p *Plan) addRecords(t *Table, c change) {
 			p.add(mbrSector, r.sector, r.raw[:], true)
 		}
 	}
-	if old, _ := t.find(t.mbr.extended); len(chain) == 0 && extended.Start != old.Start {
+	if old, _ := t.Find(t.mbr.extended); len(chain) == 0 && extended.Start != old.Start {
 		p.add(mbrSector, int64(extended.Start/mbrSector), make([]byte, mbrSector), true) // what stands there must not be taken for a record
 	}
 	for i, r := range chain {
@@ -128,7 +128,7 @@ func (c change) movedOnto(off size.Bytes) bool {
 // extendedAfter is the extended partition as the change leaves it: it grows with
 // the logical ones in it.
 func (t *Table) extendedAfter(c change) Partition {
-	old, ok := t.find(t.mbr.extended)
+	old, ok := t.Find(t.mbr.extended)
 	if !ok {
 		return old
 	}
@@ -158,17 +158,17 @@ func (t *Table) bootAfter(c change, extended Partition) [bootSize]byte {
 // chainAfter is the chain of boot records as the change leaves it.
 func (t *Table) chainAfter(c change, extended Partition) []record {
 	chain := slices.Clone(t.mbr.chain)
-	old, _ := t.find(t.mbr.extended)
+	old, _ := t.Find(t.mbr.extended)
 	for i := range chain {
 		by := extended.Start - old.Start
-		if p, ok := t.find(chain[i].number); ok {
+		if p, ok := t.Find(chain[i].number); ok {
 			by = c.after(p).Start - p.Start
 		}
 		chain[i].sector += int64(by / mbrSector)
 	}
 	for i := range chain {
 		r := &chain[i]
-		if p, ok := t.find(r.number); ok {
+		if p, ok := t.Find(r.number); ok {
 			to := c.after(p)
 			start := int64(to.Start / mbrSector)
 			setEntry(r.raw[:], r.data, start-r.sector, start, int64(to.Length/mbrSector), to.Start != p.Start)
@@ -184,7 +184,7 @@ func (t *Table) chainAfter(c change, extended Partition) []record {
 // reaches to the end of the partition there.
 func (t *Table) setLink(r, next *record, c change, extended, oldNext int64) {
 	length := int64(le.Uint32(r.raw[slotsAt+r.link*slotSize+12:]))
-	if p, ok := t.find(next.number); ok && p.Number == c.grown.Number {
+	if p, ok := t.Find(next.number); ok && p.Number == c.grown.Number {
 		length = max(length, int64(c.grown.End()/mbrSector)-next.sector)
 	}
 	setEntry(r.raw[:], r.link, next.sector-extended, next.sector, length, next.sector != oldNext)

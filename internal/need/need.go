@@ -1,10 +1,14 @@
 // Package need states what a test needs of the machine it runs on. A test
 // whose need is not met is skipped with the reason; where CI=true it fails,
-// since there nothing may go untested without anyone noticing.
+// since there nothing may go untested without anyone noticing. It also makes what
+// several packages' tests need alike.
 package need
 
 import (
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"ganeti-instance-image/internal/run"
@@ -33,6 +37,31 @@ func File(t testing.TB, path string) {
 	t.Helper()
 	if _, err := os.Stat(path); err != nil {
 		missing(t, "needs "+path)
+	}
+}
+
+// Mounted returns a directory with an empty file system of the kind, and of the
+// length as truncate(1) takes it, for the time of the test.
+func Mounted(t testing.TB, kind, length string) string {
+	t.Helper()
+	Root(t)
+	Tools(t, "mkfs."+kind, "mount", "umount")
+	File(t, "/dev/loop-control")
+	dir := t.TempDir()
+	image, target := filepath.Join(dir, "disk"), filepath.Join(dir, "mnt")
+	for _, argv := range [][]string{
+		{"truncate", "-s", length, image}, {"mkfs." + kind, image}, {"mkdir", target}, {"mount", "-o", "loop", image, target},
+	} {
+		must(t, argv)
+	}
+	t.Cleanup(func() { must(t, []string{"umount", target}) })
+	return target
+}
+
+func must(t testing.TB, argv []string) {
+	t.Helper()
+	if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", strings.Join(argv, " "), err, out)
 	}
 }
 

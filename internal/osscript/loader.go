@@ -66,14 +66,12 @@ func makeBootable(ctx context.Context, c *customisation, path string, rootNumber
 
 // systemOn is the file system on a partition.
 func systemOn(disk io.ReaderAt, table *layout.Table, number int) (grub.Filesystem, error) {
-	for _, p := range table.Partitions {
-		if p.Number != number {
-			continue
-		}
-		info, err := filesystem.Probe(io.NewSectionReader(disk, int64(p.Start), int64(p.Length)), p.Length)
-		return grub.Filesystem{Number: number, Kind: info.Kind, UUID: info.UUID, Label: info.Label, PartUUID: table.PartUUID(p)}, err
+	p, ok := table.Find(number)
+	if !ok {
+		return grub.Filesystem{}, fmt.Errorf("cannot install the boot loader: the disk has no partition %d", number)
 	}
-	return grub.Filesystem{}, fmt.Errorf("cannot install the boot loader: the disk has no partition %d", number)
+	info, err := filesystem.Probe(io.NewSectionReader(disk, int64(p.Start), int64(p.Length)), p.Length)
+	return grub.Filesystem{Number: number, Kind: info.Kind, UUID: info.UUID, Label: info.Label, PartUUID: table.PartUUID(p)}, err
 }
 
 // wholeDisk is the disk of a guest whose file systems are mounted.

@@ -15,9 +15,7 @@ import (
 )
 
 const (
-	accessACL  = "system.posix_acl_access"
-	defaultACL = "system.posix_acl_default"
-	selinux    = "security.selinux"
+	selinux = "security.selinux"
 )
 
 // attributes takes the extended attributes from the pax records: of GNU tar and
@@ -37,7 +35,7 @@ func (a *Archive) attributes(h *tar.Header) (map[string][]byte, error) {
 			name, err1 := url.PathUnescape(encoded)
 			b, err2 := base64.RawStdEncoding.DecodeString(strings.TrimRight(value, "="))
 			if err := errors.Join(err1, err2); err != nil {
-				return nil, fmt.Errorf("its attribute %s is damaged", quoted(encoded))
+				return nil, fmt.Errorf("its attribute %s is damaged", tree.Quoted(encoded))
 			}
 			set(name, b)
 		}
@@ -46,7 +44,7 @@ func (a *Archive) attributes(h *tar.Header) (map[string][]byte, error) {
 		// The kernel has it with a zero at its end.
 		set(selinux, append([]byte(strings.TrimRight(label, "\x00")), 0))
 	}
-	for _, kind := range []struct{ record, name string }{{"SCHILY.acl.access", accessACL}, {"SCHILY.acl.default", defaultACL}} {
+	for _, kind := range []struct{ record, name string }{{"SCHILY.acl.access", tree.AccessACL}, {"SCHILY.acl.default", tree.DefaultACL}} {
 		if text := h.PAXRecords[kind.record]; text != "" && h.PAXRecords["SCHILY.xattr."+kind.name] == "" {
 			a.list(h, kind.name, text, set)
 		}
@@ -78,7 +76,7 @@ func (a *Archive) list(h *tar.Header, name, text string, set func(string, []byte
 }
 
 func (a *Archive) leaveOut(name string, err error) {
-	a.warn("the access control list of %s is left out: %v", quoted(name), err)
+	a.warn("the access control list of %s is left out: %v", tree.Quoted(name), err)
 }
 
 const (
@@ -94,7 +92,7 @@ func (a *Archive) resolve() {
 	for _, w := range a.waiting {
 		value, err := a.names.encodeACL(w.name, w.text)
 		if errors.Is(err, errUnknownName) {
-			a.warn("an entry of the access control list of %s is left out: %v", quoted(w.file), err)
+			a.warn("an entry of the access control list of %s is left out: %v", tree.Quoted(w.file), err)
 			// Without the others the mode's group would have what the list's mask allows.
 			value, err = a.names.withoutUnknown().encodeACL(w.name, w.text)
 		}
@@ -116,7 +114,7 @@ func (a *Archive) Amendments() []tree.Entry { return a.amendments }
 // the mode.
 func (n *names) encodeACL(name, text string) ([]byte, error) {
 	entries, err := n.parseACL(text)
-	if err != nil || len(entries) == 0 || name == accessACL && len(entries) <= 3 {
+	if err != nil || len(entries) == 0 || name == tree.AccessACL && len(entries) <= 3 {
 		return nil, err
 	}
 	return encodeACL(entries), nil
@@ -192,7 +190,7 @@ func (n *names) parseACLEntry(text string) (aclEntry, error) {
 		fields = []string{fields[0], "", fields[1]}
 	}
 	if len(fields) < 3 || len(fields) > 4 {
-		return aclEntry{}, fmt.Errorf("%s is no entry of one", quoted(text))
+		return aclEntry{}, fmt.Errorf("%s is no entry of one", tree.Quoted(text))
 	}
 	e := aclEntry{id: aclNobody}
 	var known map[string]uint32
@@ -206,12 +204,12 @@ func (n *names) parseACLEntry(text string) (aclEntry, error) {
 	case "other", "o":
 		e.tag = aclOther
 	default:
-		return aclEntry{}, fmt.Errorf("%s is no entry of one", quoted(text))
+		return aclEntry{}, fmt.Errorf("%s is no entry of one", tree.Quoted(text))
 	}
 	for i, c := range []byte(fields[2]) {
 		bit := strings.IndexByte("xwr", c)
 		if i > 2 || bit < 0 && c != '-' {
-			return aclEntry{}, fmt.Errorf("%s is no entry of one", quoted(text))
+			return aclEntry{}, fmt.Errorf("%s is no entry of one", tree.Quoted(text))
 		}
 		if bit >= 0 {
 			e.permissions |= 1 << bit
@@ -221,7 +219,7 @@ func (n *names) parseACLEntry(text string) (aclEntry, error) {
 		return e, nil
 	}
 	if known == nil {
-		return aclEntry{}, fmt.Errorf("%s is no entry of one", quoted(text))
+		return aclEntry{}, fmt.Errorf("%s is no entry of one", tree.Quoted(text))
 	}
 	e.tag *= 2 // somebody who is named
 	if len(fields) == 4 {
@@ -232,7 +230,7 @@ func (n *names) parseACLEntry(text string) (aclEntry, error) {
 		id, ok = uint32(number), true
 	}
 	if e.id = id; !ok || id == aclNobody {
-		return aclEntry{}, fmt.Errorf("%w of %s", errUnknownName, quoted(fields[0]+" "+fields[1]))
+		return aclEntry{}, fmt.Errorf("%w of %s", errUnknownName, tree.Quoted(fields[0]+" "+fields[1]))
 	}
 	return e, nil
 }

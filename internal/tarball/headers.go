@@ -89,9 +89,9 @@ func newEntry(h *tar.Header) (*tree.Entry, error) {
 	case h.Typeflag == typeVolume:
 		return nil, nil
 	case h.Typeflag == typeContinued:
-		return nil, fmt.Errorf("it is one of several volumes: %s began on the one before", quoted(h.Name))
+		return nil, fmt.Errorf("it is one of several volumes: %s began on the one before", tree.Quoted(h.Name))
 	case !known:
-		return nil, fmt.Errorf("%s is of the type %q, which is not known here", quoted(h.Name), h.Typeflag)
+		return nil, fmt.Errorf("%s is of the type %q, which is not known here", tree.Quoted(h.Name), h.Typeflag)
 	case h.Name == "":
 		return nil, errors.New("it has a file without a name")
 	}
@@ -113,7 +113,7 @@ func newEntry(h *tar.Header) (*tree.Entry, error) {
 		to    *uint32
 	}{{"owner", int64(h.Uid), &e.UID}, {"group", int64(h.Gid), &e.GID}, {"major number", h.Devmajor, &e.Major}, {"minor number", h.Devminor, &e.Minor}} {
 		if n.value < 0 || n.value >= math.MaxUint32 {
-			return nil, fmt.Errorf("%s has the %s %d, which does not exist", quoted(h.Name), n.what, n.value)
+			return nil, fmt.Errorf("%s has the %s %d, which does not exist", tree.Quoted(h.Name), n.what, n.value)
 		}
 		*n.to = uint32(n.value)
 	}
@@ -125,7 +125,7 @@ func newEntry(h *tar.Header) (*tree.Entry, error) {
 func checkGlobal(h *tar.Header) error {
 	for key := range h.PAXRecords {
 		if key != "comment" && !strings.HasPrefix(key, "GNU.volume.") {
-			return fmt.Errorf("it has the pax record %s for all files, and only those of single files are read", quoted(key))
+			return fmt.Errorf("it has the pax record %s for all files, and only those of single files are read", tree.Quoted(key))
 		}
 	}
 	return nil
@@ -146,14 +146,6 @@ func relative(name string) string {
 			return name
 		}
 	}
-}
-
-// quoted is a name as an error has it.
-func quoted(name string) string {
-	if len(name) > 200 {
-		return fmt.Sprintf("%q...", name[:200])
-	}
-	return fmt.Sprintf("%q", name)
 }
 
 // extent is a stretch of a file that is no hole.
@@ -184,7 +176,7 @@ func (h *headers) sparse(header *tar.Header) (*holes, error) {
 			numbers, err = decimals(strings.Split(list, ","))
 		}
 	case major != "" || minor != "":
-		err = fmt.Errorf("its version is %s.%s", quoted(major), quoted(minor))
+		err = fmt.Errorf("its version is %s.%s", tree.Quoted(major), tree.Quoted(minor))
 	default:
 		return nil, nil
 	}

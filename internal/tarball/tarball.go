@@ -167,7 +167,7 @@ func (a *Archive) convert(h *tar.Header) (*tree.Entry, error) {
 	}
 	holes, err := a.headers.sparse(h)
 	if err != nil {
-		return nil, fmt.Errorf("the map of holes of %s is damaged: %w", quoted(h.Name), err)
+		return nil, fmt.Errorf("the map of holes of %s is damaged: %w", tree.Quoted(h.Name), err)
 	}
 	a.data = []extent{{0, stored}}
 	if holes != nil {
@@ -175,14 +175,14 @@ func (a *Archive) convert(h *tar.Header) (*tree.Entry, error) {
 	}
 	a.left, a.pad = stored, -stored&(blockSize-1)
 	if (e == nil || e.Type != tree.Regular) && stored > maxSkipped {
-		return nil, fmt.Errorf("%s has %s of content, which its type does not", quoted(h.Name), size.Bytes(stored))
+		return nil, fmt.Errorf("%s has %s of content, which its type does not", tree.Quoted(h.Name), size.Bytes(stored))
 	}
 	if e == nil {
 		return nil, nil
 	}
 	a.names.learn(h)
 	if e.Xattrs, err = a.attributes(h); err != nil {
-		return nil, fmt.Errorf("%s: %w", quoted(h.Name), err)
+		return nil, fmt.Errorf("%s: %w", tree.Quoted(h.Name), err)
 	}
 	e.Flags = inodeFlags(h.PAXRecords["SCHILY.fflags"])
 	return e, nil

@@ -43,22 +43,6 @@ func shell(t testing.TB, dir, script string, args ...string) string {
 	return string(out)
 }
 
-// mounted is an empty file system.
-func mounted(t testing.TB, kind, length string) string {
-	t.Helper()
-	need.Root(t)
-	need.Tools(t, "mkfs."+kind, "mount", "umount")
-	need.File(t, "/dev/loop-control")
-	dir := t.TempDir()
-	image, target := dir+"/disk", dir+"/mnt"
-	tool(t, "truncate", "-s", length, image)
-	tool(t, "mkfs."+kind, image)
-	tool(t, "mkdir", target)
-	tool(t, "mount", "-o", "loop", image, target)
-	t.Cleanup(func() { tool(t, "umount", target) })
-	return target
-}
-
 // guestTree makes files of every kind.
 const guestTree = `
 umask 022
@@ -138,7 +122,7 @@ func deploy(t testing.TB, path, target string) (unpack.Stats, []string) {
 // What GNU tar unpacks of its archives is what we unpack.
 func TestAgainstTar(t *testing.T) {
 	need.Tools(t, "tar", "bash", "setfattr", "getfattr", "setfacl", "setcap", "gzip", "xz", "zstd")
-	source := mounted(t, "ext4", "600M")
+	source := need.Mounted(t, "ext4", "600M")
 	shell(t, source, guestTree)
 	work, mounts, outer := t.TempDir(), map[string]string{}, t
 	for _, c := range []struct{ name, fs, options string }{
@@ -168,7 +152,7 @@ func TestAgainstTar(t *testing.T) {
 			// without those.
 			shell(t, source, "tar -cf $1 --exclude=./lost+found "+c.options+exclude+" . || test $? = 2", path)
 			if mounts[c.fs] == "" {
-				mounts[c.fs] = mounted(outer, c.fs, "600M")
+				mounts[c.fs] = need.Mounted(outer, c.fs, "600M")
 			}
 			theirs, ours := mounts[c.fs]+"/theirs", mounts[c.fs]+"/ours"
 			defer shell(t, mounts[c.fs], "rm -rf theirs ours")
@@ -295,15 +279,15 @@ func TestAttributes(t *testing.T) {
 		{"both", map[string]string{"LIBARCHIVE.xattr.user.a": "AGI", "SCHILY.xattr.user.a": "c"}, map[string][]byte{"user.a": []byte("c")}, ""},
 		{"label", map[string]string{"RHT.security.selinux": "a:b:c"}, map[string][]byte{"security.selinux": []byte("a:b:c\x00")}, ""},
 		{"plain list", map[string]string{"SCHILY.acl.access": "user::rw-,group::r--,other::---"}, nil, ""},
-		{"number", map[string]string{"SCHILY.acl.access": "user::rw-,user:1000:r--,group::r--,mask::r--,other::---"}, map[string][]byte{accessACL: with(1000)}, ""},
-		{"fourth field", map[string]string{"SCHILY.acl.access": "user::rw-,user:lisa:r--:1001,group::r--,mask::r--,other::---"}, map[string][]byte{accessACL: with(1001)}, ""},
-		{"lines", map[string]string{"SCHILY.acl.access": "user::rw-\nuser:7:r--\t#effective:r--\ngroup::r--\nmask::r--\nother::---\n"}, map[string][]byte{accessACL: with(7)}, ""},
-		{"owner's name", map[string]string{"SCHILY.acl.access": "u::rw-,u:bart:r--,g::r--,m::r--,o::---"}, map[string][]byte{accessACL: with(33)}, ""},
-		{"group of etc/group", map[string]string{"SCHILY.acl.access": "user::rw-,group:adm:r-x,group::r--,other::---"}, map[string][]byte{accessACL: group}, ""},
-		{"default", map[string]string{"SCHILY.acl.default": "user::rw-,group::r--,other::---"}, map[string][]byte{defaultACL: acl(base[0], base[2], base[4])}, ""},
+		{"number", map[string]string{"SCHILY.acl.access": "user::rw-,user:1000:r--,group::r--,mask::r--,other::---"}, map[string][]byte{tree.AccessACL: with(1000)}, ""},
+		{"fourth field", map[string]string{"SCHILY.acl.access": "user::rw-,user:lisa:r--:1001,group::r--,mask::r--,other::---"}, map[string][]byte{tree.AccessACL: with(1001)}, ""},
+		{"lines", map[string]string{"SCHILY.acl.access": "user::rw-\nuser:7:r--\t#effective:r--\ngroup::r--\nmask::r--\nother::---\n"}, map[string][]byte{tree.AccessACL: with(7)}, ""},
+		{"owner's name", map[string]string{"SCHILY.acl.access": "u::rw-,u:bart:r--,g::r--,m::r--,o::---"}, map[string][]byte{tree.AccessACL: with(33)}, ""},
+		{"group of etc/group", map[string]string{"SCHILY.acl.access": "user::rw-,group:adm:r-x,group::r--,other::---"}, map[string][]byte{tree.AccessACL: group}, ""},
+		{"default", map[string]string{"SCHILY.acl.default": "user::rw-,group::r--,other::---"}, map[string][]byte{tree.DefaultACL: acl(base[0], base[2], base[4])}, ""},
 		{"unknown name", map[string]string{"SCHILY.acl.access": "user::rw-,user:maggie:r--,group::r--,mask::r--,other::---"}, nil, `does not say the number of "user maggie"`},
 		{"no list", map[string]string{"SCHILY.acl.access": "hello"}, nil, `"hello" is no entry of one`},
-		{"bytes first", map[string]string{"SCHILY.acl.access": "user:maggie:r--", "SCHILY.xattr." + accessACL: "x"}, map[string][]byte{accessACL: []byte("x")}, ""},
+		{"bytes first", map[string]string{"SCHILY.acl.access": "user:maggie:r--", "SCHILY.xattr." + tree.AccessACL: "x"}, map[string][]byte{tree.AccessACL: []byte("x")}, ""},
 	} {
 		owner := member{Header: tar.Header{Name: "home", Typeflag: tar.TypeDir, Uname: "bart", Uid: 33}}
 		groups := member{Header: tar.Header{Name: "./etc/group"}, content: "root:x:0:\nadm:x:4:syslog\n"}

@@ -5,7 +5,10 @@
 // Left out: comparing trees, and walking those of a mounted file system.
 package tree
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // Type is the kind of an Entry.
 type Type byte
@@ -21,6 +24,24 @@ const (
 	FIFO
 	Socket
 )
+
+// Names of extended attributes that mean something to the kernel.
+const (
+	AccessACL  = "system.posix_acl_access"
+	DefaultACL = "system.posix_acl_default"
+	Capability = "security.capability"
+)
+
+// maxQuoted is how many bytes of a name Quoted has.
+const maxQuoted = 200
+
+// Quoted is a name as an error has it: an archive's can have any byte and length.
+func Quoted(name string) string {
+	if len(name) > maxQuoted {
+		return fmt.Sprintf("%q...", name[:maxQuoted])
+	}
+	return fmt.Sprintf("%q", name)
+}
 
 // Entry is one name of the archive and what it stands for.
 type Entry struct {
@@ -41,8 +62,7 @@ type Entry struct {
 	// Major and Minor are the numbers of a device.
 	Major, Minor uint32
 	// Xattrs are the extended attributes in the form in which setxattr(2) takes
-	// them, by their whole names: "security.capability",
-	// "system.posix_acl_access".
+	// them, by their whole names: Capability, AccessACL, "user.x".
 	Xattrs map[string][]byte
 	// Flags are the inode flags of ext2, FS_IMMUTABLE_FL and so on, of ioctl_iflags(2).
 	Flags uint32

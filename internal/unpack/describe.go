@@ -24,12 +24,6 @@ const (
 	keptFlags = flagImmutable | flagAppend | flagNoDump | flagNoAtime
 )
 
-const (
-	accessACL    = "system.posix_acl_access"
-	defaultACL   = "system.posix_acl_default"
-	capabilities = "security.capability"
-)
-
 // owner is whom a file belongs to, by numbers.
 type owner struct{ uid, gid uint32 }
 
@@ -111,7 +105,7 @@ func (u *unpacking) chown(file inode, o owner) error {
 // another reason that err is.
 func (u *unpacking) skip(name, what string, err error) {
 	if u.stats.Skipped++; u.stats.Skipped == 1 {
-		u.stats.FirstSkipped = fmt.Sprintf("%s of %s cannot be set: %v", what, quoted(name), err)
+		u.stats.FirstSkipped = fmt.Sprintf("%s of %s cannot be set: %v", what, tree.Quoted(name), err)
 	}
 }
 
@@ -126,7 +120,7 @@ func (u *unpacking) attributes(file inode, xattrs map[string][]byte) error {
 
 func (u *unpacking) attribute(file inode, name string, value []byte) error {
 	if strings.IndexByte(name, 0) >= 0 {
-		return fmt.Errorf("its attribute %s has a zero byte in its name", quoted(name))
+		return fmt.Errorf("its attribute %s has a zero byte in its name", tree.Quoted(name))
 	}
 	var err error
 	switch {
@@ -141,16 +135,16 @@ func (u *unpacking) attribute(file inode, name string, value []byte) error {
 	case err == nil:
 		return nil
 	case decidesAccess(name) || !u.mayLack(err):
-		return fmt.Errorf("cannot set its attribute %s: %w", quoted(name), err)
+		return fmt.Errorf("cannot set its attribute %s: %w", tree.Quoted(name), err)
 	}
-	u.skip(file.name, "the attribute "+quoted(name), err)
+	u.skip(file.name, "the attribute "+tree.Quoted(name), err)
 	return nil
 }
 
 // decidesAccess tells the attributes that a file must have or not be there:
 // without them a program lacks a right, or anybody has one.
 func decidesAccess(name string) bool {
-	return name == capabilities || name == accessACL || name == defaultACL
+	return name == tree.Capability || name == tree.AccessACL || name == tree.DefaultACL
 }
 
 // mayLack tells the errors of an attribute that a file system does not take, or
@@ -174,7 +168,7 @@ func (u *unpacking) amend() error {
 	amendments := src.Amendments()
 	lists := map[string]int{}
 	for _, e := range amendments {
-		if name, err := clean(e.Name); err == nil && e.Xattrs[accessACL] != nil {
+		if name, err := clean(e.Name); err == nil && e.Xattrs[tree.AccessACL] != nil {
 			lists[name]++
 		}
 	}

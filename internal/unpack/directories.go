@@ -92,7 +92,7 @@ func (u *unpacking) keepDirectory(name string, fd int, e *tree.Entry) error {
 		return err
 	}
 	d := &directory{id, u.came, owner{e.UID, e.GID}, e.Mode & 0o7777,
-		[2]unix.Timespec{timespec(e.AccessTime), timespec(e.ModTime)}, bytes.Clone(e.Xattrs[defaultACL])}
+		[2]unix.Timespec{timespec(e.AccessTime), timespec(e.ModTime)}, bytes.Clone(e.Xattrs[tree.DefaultACL])}
 	u.came++
 	if earlier := u.directories[name]; earlier != nil {
 		u.kept -= earlier.bytes(name)
@@ -131,7 +131,7 @@ func (u *unpacking) makeDirectory(name string) error {
 
 func (u *unpacking) directoryAttributes(name string, fd int, e *tree.Entry) error {
 	for attribute, value := range e.Xattrs {
-		if attribute == defaultACL {
+		if attribute == tree.DefaultACL {
 			continue
 		}
 		if err := u.attribute(inode{name: name, fd: fd}, attribute, value); err != nil {
@@ -179,7 +179,7 @@ func (u *unpacking) finishDirectory(name string, d *directory) error {
 		return fmt.Errorf("cannot set its mode: %w", err)
 	}
 	if d.defaults != nil {
-		if err := u.attribute(file, defaultACL, d.defaults); err != nil {
+		if err := u.attribute(file, tree.DefaultACL, d.defaults); err != nil {
 			return err
 		}
 	}

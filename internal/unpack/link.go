@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,7 +21,7 @@ const copyBuffer = 256 << 10
 func (u *unpacking) hardLink(name string, dir int, base string, e *tree.Entry) error {
 	target, err := clean(e.Target)
 	if err != nil || target == "." {
-		return fmt.Errorf("it is a hard link to %s, which is no file of the archive", quoted(e.Target))
+		return fmt.Errorf("it is a hard link to %s, which is no file of the archive", tree.Quoted(e.Target))
 	}
 	from, fromBase, err := u.source(target)
 	if err != nil {
@@ -45,7 +46,7 @@ func (u *unpacking) hardLink(name string, dir int, base string, e *tree.Entry) e
 		err = u.copy(name, from, fromBase, dir, base)
 	}
 	if err != nil {
-		return fmt.Errorf("cannot link it to %s: %w", quoted(target), err)
+		return fmt.Errorf("cannot link it to %s: %w", tree.Quoted(target), err)
 	}
 	return nil
 }
@@ -53,7 +54,7 @@ func (u *unpacking) hardLink(name string, dir int, base string, e *tree.Entry) e
 // source finds the file that a hard link is to. Nothing is made for it, and a
 // link at its end is the file itself.
 func (u *unpacking) source(target string) (dir int, base string, err error) {
-	if i := strings.LastIndexByte(target, '/'); i >= 0 {
+	if i := strings.LastIndexByte(target, '/'); i >= 0 && !u.parents.isOpen(target[:i]) {
 		fd, err := u.parents.resolve(target[:i], unix.O_PATH|unix.O_DIRECTORY)
 		if err != nil {
 			return -1, "", noSource(target, err)
@@ -69,13 +70,13 @@ func (u *unpacking) source(target string) (dir int, base string, err error) {
 		return -1, "", noSource(target, err)
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		return -1, "", fmt.Errorf("it is a hard link to the directory %s", quoted(target))
+		return -1, "", fmt.Errorf("it is a hard link to the directory %s", tree.Quoted(target))
 	}
 	return dir, base, nil
 }
 
 func noSource(target string, err error) error {
-	return fmt.Errorf("it is a hard link to %s, which did not come before it: %w", quoted(target), err)
+	return fmt.Errorf("it is a hard link to %s, which did not come before it: %w", tree.Quoted(target), err)
 }
 
 func same(dir1 int, name1 string, dir2 int, name2 string) bool {
@@ -118,25 +119,26 @@ func (u *unpacking) copyNode(name string, from int, fromBase string, dir int, ba
 	if err != nil {
 		return err
 	}
-	node := inode{name: name, fd: -1, path: nodePath(dir, base)}
-	if err := u.chown(node, owner{st.Uid, st.Gid}); err != nil {
-		return err
-	}
-	if !link {
-		if err := unix.Fchmodat(dir, base, st.Mode&0o7777, 0); err != nil {
-			return err
-		}
-	}
 	xattrs, err := readAttributes(
 		func(names []byte) (int, error) { return unix.Llistxattr(source, names) },
 		func(name string, value []byte) (int, error) { return unix.Lgetxattr(source, name, value) })
 	if err != nil {
 		return err
 	}
-	if err := u.attributes(node, xattrs); err != nil {
-		return err
+	e := u.entryOf(st, xattrs)
+	if link {
+		e.Type = tree.Symlink
 	}
-	return utimensat(dir, base, &[2]unix.Timespec{st.Atim, st.Mtim})
+	return u.describeNode(name, dir, base, e)
+}
+
+// entryOf is what an archive would say of a file that came before, as far as
+// describe asks for it.
+func (u *unpacking) entryOf(st *unix.Stat_t, xattrs map[string][]byte) *tree.Entry {
+	return &tree.Entry{
+		Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, Xattrs: xattrs, Flags: u.flagged[identityOf(st)].flags,
+		AccessTime: time.Unix(st.Atim.Unix()), ModTime: time.Unix(st.Mtim.Unix()),
+	}
 }
 
 func (u *unpacking) copyFile(name string, from int, fromBase string, dir int, base string, st *unix.Stat_t) (err error) {
@@ -157,7 +159,13 @@ func (u *unpacking) copyFile(name string, from int, fromBase string, dir int, ba
 	if err := u.copyContent(in, out, st.Size); err != nil {
 		return err
 	}
-	return u.copyDescription(name, in, out, st)
+	xattrs, err := readAttributes(
+		func(names []byte) (int, error) { return unix.Flistxattr(in, names) },
+		func(name string, value []byte) (int, error) { return unix.Fgetxattr(in, name, value) })
+	if err != nil {
+		return err
+	}
+	return u.describe(name, out, u.entryOf(st, xattrs))
 }
 
 // copyContent copies the data of n bytes and leaves the holes.
@@ -198,28 +206,6 @@ func (u *unpacking) copyContent(in, out int, n int64) error {
 		}
 	}
 	return unix.Ftruncate(out, n)
-}
-
-func (u *unpacking) copyDescription(name string, in, out int, st *unix.Stat_t) error {
-	if err := u.chown(inode{name: name, fd: out}, owner{st.Uid, st.Gid}); err != nil {
-		return err
-	}
-	if err := unix.Fchmod(out, st.Mode&0o7777); err != nil {
-		return err
-	}
-	xattrs, err := readAttributes(
-		func(names []byte) (int, error) { return unix.Flistxattr(in, names) },
-		func(name string, value []byte) (int, error) { return unix.Fgetxattr(in, name, value) })
-	if err != nil {
-		return err
-	}
-	if err := u.attributes(inode{name: name, fd: out}, xattrs); err != nil {
-		return err
-	}
-	if err := u.keepFlags(name, out, u.flagged[identityOf(st)].flags); err != nil {
-		return err
-	}
-	return utimensat(out, "", &[2]unix.Timespec{st.Atim, st.Mtim})
 }
 
 // readAttributes reads those of a file that came before.

@@ -9,13 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ganeti-instance-image/internal/size"
+	"ganeti-instance-image/internal/tree"
 )
 
 const (
 	// maxParents is how many directories are kept open.
 	maxParents = 64
-	// maxQuoted is how much of a name an error has.
-	maxQuoted = 200
 	// maxTries is how often the kernel is asked again that was interrupted.
 	maxTries = 40
 )
@@ -51,14 +50,6 @@ func simple(name string) bool {
 		!strings.Contains(name, "//") && !strings.Contains(name, "/.") && strings.IndexByte(name, 0) < 0
 }
 
-// quoted is a name as an error has it.
-func quoted(name string) string {
-	if len(name) > maxQuoted {
-		return fmt.Sprintf("%q...", name[:maxQuoted])
-	}
-	return fmt.Sprintf("%q", name)
-}
-
 // explain gives an error its sentence.
 func (u *unpacking) explain(name string, err error) error {
 	if err == nil {
@@ -67,7 +58,7 @@ func (u *unpacking) explain(name string, err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		err = u.full(name, err)
 	}
-	return fmt.Errorf("cannot unpack %s: %w", quoted(name), err)
+	return fmt.Errorf("cannot unpack %s: %w", tree.Quoted(name), err)
 }
 
 // full says how full the file system is that an entry belongs on. ENOSPC is
@@ -153,6 +144,9 @@ func (p *parents) directory(name string) (int, error) {
 	return fd, nil
 }
 
+// isOpen tells whether a directory was resolved before and still counts.
+func (p *parents) isOpen(name string) bool { return !p.stale && p.open[name] != nil }
+
 // resolve opens a name below the root, which is "/" to all links on the way.
 func (p *parents) resolve(name string, flags int) (int, error) {
 	how := &unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
@@ -199,7 +193,7 @@ func (p *parents) makeOne(name string) error {
 	defer unix.Close(fd)
 	err = unix.Mkdirat(fd, base, 0o755)
 	if errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("%s is a link that leads nowhere", quoted(name))
+		return fmt.Errorf("%s is a link that leads nowhere", tree.Quoted(name))
 	}
 	if err == nil {
 		p.made++

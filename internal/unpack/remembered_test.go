@@ -46,7 +46,7 @@ func TestKeptIsBounded(t *testing.T) {
 		marked = append(marked, withFlags(file(fmt.Sprintf("%s/%d", long, i), ""), flagNoDump))
 		replaced = append(replaced, withFlags(file(long, ""), flagNoDump))
 		d := dir("d")
-		d.Xattrs = map[string][]byte{defaultACL: make([]byte, 40_000)}
+		d.Xattrs = map[string][]byte{tree.DefaultACL: make([]byte, 40_000)}
 		d.Name = fmt.Sprintf("d%d", i)
 		listed = append(listed, d)
 	}
@@ -76,9 +76,9 @@ func TestKeptIsBounded(t *testing.T) {
 // What was remembered by a name is not given to another file that has it later.
 func TestRememberedFiles(t *testing.T) {
 	need.Tools(t, "lsattr", "getfacl")
-	target := mounted(t, "ext4", "32M")
+	target := need.Mounted(t, "ext4", "32M")
 	listed := dir("listed")
-	listed.Xattrs = map[string][]byte{defaultACL: exampleACL}
+	listed.Xattrs = map[string][]byte{tree.DefaultACL: exampleACL}
 	stats, err := into(target,
 		withFlags(file("f", "1"), flagImmutable), file("f", "2"),
 		dir("alias"), symlink("to-alias", "alias"), withFlags(file("alias/f", "1"), flagImmutable), file("to-alias/f", "2"),
@@ -122,7 +122,7 @@ func (a *amending) Amendments() []tree.Entry { return a.amendments }
 func TestAmendsWhatIsMeant(t *testing.T) {
 	need.Tools(t, "getfacl")
 	list := func(name string) tree.Entry {
-		return tree.Entry{Name: name, Xattrs: map[string][]byte{accessACL: exampleACL}}
+		return tree.Entry{Name: name, Xattrs: map[string][]byte{tree.AccessACL: exampleACL}}
 	}
 	for _, c := range []struct {
 		name       string
@@ -142,7 +142,7 @@ func TestAmendsWhatIsMeant(t *testing.T) {
 		{"gone", []entry{file("f", "x"), symlink("f", "none")}, []tree.Entry{list("f"), list("g"), list("f/x")}, ".", "0", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			target := mounted(t, "ext4", "8M")
+			target := need.Mounted(t, "ext4", "8M")
 			_, err := Into(context.Background(), target, &amending{files{entries: c.entries}, c.amendments}, Options{})
 			if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Errorf("got %v, want %q", err, c.err)
@@ -222,7 +222,7 @@ func TestSourceErrors(t *testing.T) {
 // The copy of a hard link has the flags of the file.
 func TestFlagsOfCopies(t *testing.T) {
 	need.Tools(t, "lsattr", "chattr")
-	target, boot := mounted(t, "ext4", "16M"), mounted(t, "ext4", "16M")
+	target, boot := need.Mounted(t, "ext4", "16M"), need.Mounted(t, "ext4", "16M")
 	tool(t, "mkdir", target+"/boot")
 	tool(t, "mount", "--bind", boot, target+"/boot")
 	defer tool(t, "umount", target+"/boot")

@@ -159,7 +159,7 @@ func (u *unpacking) all() error {
 			return u.ofSource(err)
 		}
 		if u.stats.Entries++; u.stats.Entries > u.options.MaxEntries {
-			return fmt.Errorf("cannot unpack %s: the archive has more than %d entries", quoted(e.Name), u.options.MaxEntries)
+			return fmt.Errorf("cannot unpack %s: the archive has more than %d entries", tree.Quoted(e.Name), u.options.MaxEntries)
 		}
 		if err := u.entry(e); err != nil {
 			return err
@@ -189,7 +189,7 @@ func (u *unpacking) pause() error {
 func (u *unpacking) entry(e *tree.Entry) error {
 	name, err := clean(e.Name)
 	if err != nil {
-		return fmt.Errorf("cannot unpack %s: %w", quoted(e.Name), err)
+		return fmt.Errorf("cannot unpack %s: %w", tree.Quoted(e.Name), err)
 	}
 	if e.Type == tree.Directory {
 		return u.explain(name, u.directory(name, e))

@@ -209,7 +209,7 @@ func TestContains(t *testing.T) {
 		{"no owner", []entry{{Entry: tree.Entry{Name: "a", Type: tree.Regular, UID: 1<<32 - 1}}}, "does not exist", "", ""},
 		{"no type", []entry{{Entry: tree.Entry{Name: "a", Type: 99}}}, "unknown type 99", "", ""},
 		{"an empty link", []entry{symlink("a", "")}, "no such file", "", ""},
-		{"a capability that is none", []entry{{Entry: tree.Entry{Name: "a", Type: tree.Regular, Xattrs: map[string][]byte{capabilities: []byte("x")}}}}, "cannot set its attribute", "", ""},
+		{"a capability that is none", []entry{{Entry: tree.Entry{Name: "a", Type: tree.Regular, Xattrs: map[string][]byte{tree.Capability: []byte("x")}}}}, "cannot set its attribute", "", ""},
 		{"parents that are missing", []entry{file("a/b/c", "x")}, "", "a/b/c", "x"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -236,22 +236,6 @@ func TestContains(t *testing.T) {
 	}
 }
 
-// mounted is an empty file system.
-func mounted(t testing.TB, kind, length string) string {
-	t.Helper()
-	need.Root(t)
-	need.Tools(t, "mkfs."+kind, "mount", "umount")
-	need.File(t, "/dev/loop-control")
-	dir := t.TempDir()
-	image, target := dir+"/disk", dir+"/mnt"
-	tool(t, "truncate", "-s", length, image)
-	tool(t, "mkfs."+kind, image)
-	tool(t, "mkdir", target)
-	tool(t, "mount", "-o", "loop", image, target)
-	t.Cleanup(func() { tool(t, "umount", target) })
-	return target
-}
-
 func tool(t testing.TB, argv ...string) string {
 	t.Helper()
 	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput()
@@ -263,13 +247,13 @@ func tool(t testing.TB, argv ...string) string {
 
 func TestDescribes(t *testing.T) {
 	need.Tools(t, "lsattr", "getcap", "getfacl", "stat")
-	target := mounted(t, "ext4", "32M")
+	target := need.Mounted(t, "ext4", "32M")
 	capability := []byte("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00") // cap_net_raw+ep
 	acl := []byte("\x02\x00\x00\x00\x01\x00\x07\x00\xff\xff\xff\xff\x02\x00\x05\x00\xe8\x03\x00\x00\x04\x00\x05\x00\xff\xff\xff\xff\x10\x00\x05\x00\xff\xff\xff\xff\x20\x00\x00\x00\xff\xff\xff\xff")
 	ping := entry{Entry: tree.Entry{Name: "d/ping", Type: tree.Regular, Mode: 0o4755, UID: 5, GID: 6, ModTime: past, AccessTime: past.Add(time.Hour), Size: 3},
-		content: []string{"abc"}, late: map[string][]byte{capabilities: capability, "security.selinux": []byte("a:b:c\x00")}}
+		content: []string{"abc"}, late: map[string][]byte{tree.Capability: capability, "security.selinux": []byte("a:b:c\x00")}}
 	d := entry{Entry: tree.Entry{Name: "d", Type: tree.Directory, Mode: 0o2750, UID: 1, GID: 7, ModTime: past, Flags: flagNoAtime,
-		Xattrs: map[string][]byte{accessACL: acl, defaultACL: acl}}}
+		Xattrs: map[string][]byte{tree.AccessACL: acl, tree.DefaultACL: acl}}}
 	log := file("d/log", "x")
 	log.Flags = flagAppend | flagImmutable | 0x80000 // extents
 	socket := entry{Entry: tree.Entry{Name: "d/socket", Type: tree.Socket, Mode: 0o600, UID: 9, GID: 9, ModTime: past}}
@@ -313,7 +297,7 @@ func TestDescribes(t *testing.T) {
 
 // A full file system is an error that says so.
 func TestFull(t *testing.T) {
-	target := mounted(t, "ext4", "8M")
+	target := need.Mounted(t, "ext4", "8M")
 	big := entry{Entry: tree.Entry{Name: "big", Type: tree.Regular, Size: 64 << 20}}
 	for range 64 {
 		big.content = append(big.content, strings.Repeat("x", 1<<20))
@@ -337,7 +321,7 @@ func TestFull(t *testing.T) {
 // A hard link into a file system that is mounted below is a copy.
 func TestLinksAcrossFileSystems(t *testing.T) {
 	need.Tools(t, "setfattr", "getfattr")
-	target := mounted(t, "ext4", "16M")
+	target := need.Mounted(t, "ext4", "16M")
 	tool(t, "mkdir", target+"/boot")
 	tool(t, "mount", "-t", "tmpfs", "tmpfs", target+"/boot")
 	defer tool(t, "umount", target+"/boot")
@@ -388,7 +372,7 @@ func TestWithoutAttributes(t *testing.T) {
 	if err != nil || stats.Skipped != 2 || !strings.HasPrefix(stats.FirstSkipped, `the attribute "user.x" of "a" cannot be set: `) {
 		t.Errorf("%+v, %v", stats, err)
 	}
-	for _, name := range []string{capabilities, accessACL} {
+	for _, name := range []string{tree.Capability, tree.AccessACL} {
 		f.Xattrs = map[string][]byte{name: []byte("x")}
 		if _, err := into(target, f); err == nil || !strings.Contains(err.Error(), "cannot set its attribute") {
 			t.Errorf("%s: %v", name, err)
