@@ -64,8 +64,8 @@ test: ## Everything: installs what it needs (root), then runs every tier of test
 demo: ## Build, make a Debian cloud image, deploy it, boot it to the login prompt (root)
 	test/demo
 
-matrix: ## Boot every image layout with every firmware on a real Ganeti (root, after test/setup)
-	TEST_MACHINE=yes TEST_MATRIX=all $(GO) test -count=1 -timeout 3h -v ./test -run TestGaneti
+matrix: ## Boot every image layout with every firmware on a real Ganeti, and every network (root, after test/setup)
+	TEST_MACHINE=yes TEST_MATRIX=all $(GO) test -count=1 -timeout 3h -v ./test -run 'TestGaneti|TestNetworkBoots'
 
 bench: ## Compare with the tools one would use instead, as ratios
 	$(GO) run ./test/bench

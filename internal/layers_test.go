@@ -19,7 +19,7 @@ var layers = map[string]int{
 	"need": 1, "osapi": 1, "layout": 1, "lvm": 1, "image": 1, "shellfile": 1, "luxi": 1, "dump": 1, "unpack": 1,
 	"settings": 2, "block": 2, "guest": 2, "tarball": 2,
 	"network": 3, "filesystem": 3, "deploy": 3, "store": 3,
-	"mount": 4, "hook": 4, "grub": 4, "render": 4,
+	"mount": 4, "hook": 4, "grub": 4, "render": 4, "chroot": 4,
 	"seed":     5,
 	"osscript": 6,
 	"admin":    7,

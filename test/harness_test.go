@@ -115,11 +115,15 @@ func (s *site) hook(t *testing.T, name, script string) {
 	t.Cleanup(func() { os.Remove(path) })
 }
 
-func (s *site) enable(t *testing.T, hooks ...string) {
+func (s *site) enable(t *testing.T, hooks ...string) { s.switchHooks(t, "enable", hooks) }
+
+func (s *site) disable(t *testing.T, hooks ...string) { s.switchHooks(t, "disable", hooks) }
+
+func (s *site) switchHooks(t *testing.T, how string, hooks []string) {
 	t.Helper()
-	out, err := exec.Command(filepath.Join(s.dir, "usr/sbin/ganeti-image"), append([]string{"hooks", "enable"}, hooks...)...).CombinedOutput()
+	out, err := exec.Command(filepath.Join(s.dir, "usr/sbin/ganeti-image"), append([]string{"hooks", how}, hooks...)...).CombinedOutput()
 	if err != nil {
-		t.Fatalf("cannot enable hooks: %v\n%s", err, out)
+		t.Fatalf("cannot %s hooks: %v\n%s", how, err, out)
 	}
 }
 

@@ -6,9 +6,11 @@ package main
 import (
 	"os"
 
+	"ganeti-instance-image/internal/chroot"
 	"ganeti-instance-image/internal/cli"
 )
 
 func main() {
+	chroot.Enter()
 	os.Exit(cli.Run(os.Args))
 }

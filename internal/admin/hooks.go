@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 
 	"ganeti-instance-image/internal/hook"
@@ -30,15 +31,24 @@ func (n Node) Hooks(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "Hooks in %s, in the order they run:\n", dir)
+	fmt.Fprintf(out, "Hooks in %s, in the order they run (docs/hooks.md says when):\n", dir)
 	for _, h := range hooks {
 		state := "off"
 		if h.Enabled {
 			state = "on"
 		}
-		fmt.Fprintf(out, "  %-4s %-16s %s\n", state, h.Name, describe(h))
+		fmt.Fprintf(out, "  %-4s %-16s %s\n", state, nameIn(dir, h), describe(h))
 	}
 	return nil
+}
+
+// nameIn is a hook's name with the directory of its phase or variant, if it is in
+// one: "ssh", "before-mount/check", "variants/debian-12/ssh".
+func nameIn(dir string, h hook.Hook) string {
+	if name, err := filepath.Rel(dir, h.Path); err == nil {
+		return name
+	}
+	return h.Path
 }
 
 func describe(h hook.Hook) string {
@@ -62,7 +72,7 @@ func (n Node) SwitchHooks(ctx context.Context, names []string, enable bool) erro
 	}
 	var chosen []hook.Hook
 	for _, name := range names {
-		i := slices.IndexFunc(hooks, func(h hook.Hook) bool { return h.Name == name })
+		i := slices.IndexFunc(hooks, func(h hook.Hook) bool { return nameIn(dir, h) == name })
 		if i < 0 {
 			return fmt.Errorf("cannot switch the hook %q: it is not in %s; see: ganeti-image hooks list", name, dir)
 		}
@@ -81,6 +91,6 @@ func (n Node) hooks(ctx context.Context) (string, []hook.Hook, error) {
 	if err != nil {
 		return "", nil, err
 	}
-	hooks, err := hook.List(set.CustomizeDir)
+	hooks, err := hook.ListAll(set.CustomizeDir, n.Variant)
 	return set.CustomizeDir, hooks, err
 }

@@ -56,7 +56,7 @@ var programs = []program{
 	{"verify", "Check the OS parameters of an instance.", "parameters", false, verify},
 	{"import", "Fill a disk from a backup on standard input.", "", false, importDisk},
 	{"export", "Write a backup of a disk to standard output.", "", false, export},
-	{"rename", "Give the guest the instance's new name.", "", false, rename},
+	{"rename", "Give the guest the instance's new name.", "", true, rename},
 	{"hook", "Run one of this program's hooks on a mounted guest.", "NAME", false, runHook},
 	{"ganeti-image", "Manage hooks and images on this node.", "COMMAND ...", false, ganetiImage},
 	{"on-node", "Do what ganeti-image on the master asks of this node; Ganeti's variables are on standard input.", "deploy IMAGE DISK | seed DISK", true, onNode},
@@ -280,7 +280,12 @@ func importDisk(_ context.Context, c *call) error { return osscript.Import(c.std
 
 func export(context.Context, *call) error { return osscript.Export() }
 
-func rename(context.Context, *call) error { return osscript.Rename() }
+func rename(ctx context.Context, c *call) error {
+	if err := mount.Prepare(); err != nil {
+		return err
+	}
+	return osscript.Rename(ctx, c.env)
+}
 
 func runHook(ctx context.Context, c *call) error {
 	if len(c.args) == 0 {

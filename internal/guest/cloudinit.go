@@ -120,15 +120,16 @@ func (r *Root) rendererOrder() []string {
 		return order
 	}
 	for _, file := range files {
-		var said struct {
-			SystemInfo struct {
-				Network struct {
-					Renderers []string `yaml:"renderers"`
-				} `yaml:"network"`
-			} `yaml:"system_info"`
+		if file.Document == nil {
+			continue
 		}
-		if file.Document != nil && file.Document.Decode(&said) == nil && len(said.SystemInfo.Network.Renderers) > 0 {
-			order = said.SystemInfo.Network.Renderers
+		said := YAMLValue(file.Document.Content[0], "system_info", "network", "renderers")
+		if said == nil || said.Kind != yaml.SequenceNode || len(said.Content) == 0 {
+			continue
+		}
+		order = nil
+		for _, name := range said.Content {
+			order = append(order, name.Value)
 		}
 	}
 	return order

@@ -1,7 +1,12 @@
 package guest
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"testing"
+
+	"ganeti-instance-image/internal/need"
 )
 
 func TestCloudInit(t *testing.T) {
@@ -48,5 +53,36 @@ func TestCloudConfigOrder(t *testing.T) {
 	}
 	if got, err := files(t, nil).CloudConfig(); err != nil || len(got) != 0 {
 		t.Errorf("without any: %v, %v", got, err)
+	}
+}
+
+// Where cloud-init has its files something else may be: it is then not there, or
+// its configuration is not read.
+func TestCloudInitTraps(t *testing.T) {
+	need.Root(t)
+	const name = "usr/lib/python3/dist-packages/cloudinit/version.py"
+	for _, file := range []string{"usr/bin/cloud-init", name, "etc/cloud/cloud.cfg", "etc/cloud/cloud.cfg.d/x.cfg", "etc/network/interfaces"} {
+		for _, trap := range trapsOf(t, file) {
+			if c := trap.root.CloudInit(); c.Major != 0 || c.Renderer != "" {
+				t.Errorf("%s as %s: %+v", file, trap.name, c)
+			}
+			if got, err := trap.root.CloudConfig(); err != nil && !strings.HasPrefix(trap.name, "parent") || len(got) > 0 && got[0].Document != nil && trap.name == "named pipe" {
+				t.Errorf("%s as %s: %+v, %v", file, trap.name, got, err)
+			}
+			trap.wantNodeUntouched(t)
+		}
+	}
+}
+
+// Many keys do not take the square of their number.
+func TestCloudConfigOfManyKeys(t *testing.T) {
+	var text strings.Builder
+	for n := range 60000 {
+		fmt.Fprintf(&text, "k%x: 1\n", n)
+	}
+	text.WriteString("system_info: {network: {renderers: [networkd, eni]}}\n")
+	root, _ := guestOf(t, map[string]string{"etc/cloud/cloud.cfg": text.String()})
+	if got := root.rendererOrder(); !slices.Equal(got, []string{"networkd", "eni"}) {
+		t.Errorf("the order is %v", got)
 	}
 }

@@ -31,7 +31,7 @@ import (
 //
 // The guest's root directory itself keeps its mode and owner. An SELinux label
 // is copied only where it differs from that of the directory itself, that is,
-// where someone set it; all others get their directory's in the guest.
+// where someone set it; all others get what WriteFile gives.
 func (r *Root) CopyIn(dir string) (int, error) {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -162,7 +162,7 @@ func (c *copier) makeDirectory(to string) error {
 		return err
 	}
 	defer unix.Close(dir)
-	return mkdirAt(dir, base, 0o700)
+	return c.root.mkdirAt(dir, base, 0o700)
 }
 
 // file copies one source that is no directory.
@@ -189,7 +189,7 @@ func (c *copier) file(s source, kind uint32, to string) error {
 	} else if err := unix.Mknodat(dir, base, kind|0o600, int(s.st.Rdev)); err != nil {
 		return err
 	}
-	if err := inheritLabel(dir, base); err != nil {
+	if err := c.root.label(dir, base); err != nil {
 		return err
 	}
 	return c.describeAt(s, byFD(dir, base), kind == unix.S_IFLNK)
@@ -235,7 +235,7 @@ func (c *copier) target(to string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := inheritLabel(dir, base); err != nil {
+	if err := c.root.label(dir, base); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil

@@ -186,3 +186,51 @@ func TestCopyInLabels(t *testing.T) {
 		}
 	}
 }
+
+// An overlay that is no directory, goes too deep or does not fit is an error
+// that names it; one that is a link to a directory is that directory.
+func TestCopyInOddOverlays(t *testing.T) {
+	need.Root(t)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, []byte("x"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	root, dir := tree(t)
+	if _, err := root.CopyIn(file); err == nil || !strings.Contains(err.Error(), file) {
+		t.Errorf("a file: %v", err)
+	}
+	deep := t.TempDir()
+	if err := os.MkdirAll(deep+strings.Repeat("/d", maxDepth+2), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := root.CopyIn(deep); err == nil || !strings.Contains(err.Error(), "below each other") {
+		t.Errorf("a deep one: %v", err)
+	}
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(filepath.Dir(file), link); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := root.CopyIn(link); n != 1 || err != nil || content(t, dir+"/file") != "x" {
+		t.Errorf("a link: %d, %v", n, err)
+	}
+}
+
+func TestCopyInFullGuest(t *testing.T) {
+	need.Root(t)
+	from, dir := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(from+"/large", make([]byte, 1<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	root, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if _, err := root.CopyIn(from); err == nil || !strings.Contains(err.Error(), "/large") || !strings.Contains(err.Error(), "no space") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,8 +1,12 @@
 package guest
 
 import (
+	"errors"
 	"regexp"
+	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"ganeti-instance-image/internal/size"
 )
@@ -39,12 +43,12 @@ type Distro struct {
 // families names the family of an ID, and of an entry of ID_LIKE.
 var families = map[string]Family{
 	"debian": Debian, "devuan": Debian, "kali": Debian, "raspbian": Debian,
-	"ubuntu": Ubuntu, "linuxmint": Ubuntu, "pop": Ubuntu,
+	"ubuntu": Ubuntu, "ubuntu-core": Ubuntu, "linuxmint": Ubuntu, "pop": Ubuntu,
 	"rhel": RHEL, "centos": RHEL, "almalinux": RHEL, "rocky": RHEL, "ol": RHEL, "scientific": RHEL,
 	"openeuler": RHEL, "tencentos": RHEL, "circle": RHEL,
 	"fedora": Fedora,
 	"suse":   SUSE, "opensuse": SUSE, "sles": SUSE, "sled": SUSE, "sle-micro": SUSE,
-	"opensuse-leap": SUSE, "opensuse-tumbleweed": SUSE, "opensuse-microos": SUSE,
+	"opensuse-leap": SUSE, "opensuse-tumbleweed": SUSE, "opensuse-microos": SUSE, "opensuse-leap-micro": SUSE, "sl-micro": SUSE,
 	"gentoo": Gentoo, "alpine": Alpine, "arch": Arch, "void": Void,
 	"nixos": NixOS, "coreos": CoreOS, "flatcar": CoreOS,
 }
@@ -198,6 +202,72 @@ func unquote(text string) string {
 		}
 	}
 	return out.String()
+}
+
+// immutables are guests whose /etc is made anew from elsewhere, or is not where
+// the root file system shows it, or cannot be written to: what is written there
+// would be lost or never be read.
+var immutables = []struct {
+	what string
+	is   func(*Root, Distro) bool
+}{
+	{"an ostree system, whose /etc is in its deployments", func(r *Root, _ Distro) bool {
+		return r.isDir("/ostree/repo") || r.isDir("/sysroot/ostree/repo")
+	}},
+	{"NixOS, which makes /etc from its configuration", func(r *Root, d Distro) bool {
+		return d.Family == NixOS || r.isFile("/etc/NIXOS") || r.isDir("/nix/store") && r.isDir("/etc/static")
+	}},
+	{"Guix, which makes /etc from its configuration", func(r *Root, d Distro) bool {
+		return d.ID == "guix" || r.isDir("/gnu/store") && r.isDir("/var/guix/profiles") && !r.isFile("/etc/fstab")
+	}},
+	{"Ubuntu Core, which is made of snaps", func(r *Root, d Distro) bool {
+		return d.ID == "ubuntu-core" || r.isDir("/system-data/var/lib/snapd") || r.isDir("/writable/system-data")
+	}},
+	{"a Container Linux, whose /etc Ignition fills", func(_ *Root, d Distro) bool { return d.Family == CoreOS }},
+	{"an image that makes /etc at each boot", func(_ *Root, d Distro) bool {
+		return slices.Contains([]string{"bottlerocket", "cos", "talos"}, d.ID)
+	}},
+	{"a guest with an overlay on /etc", func(r *Root, _ Distro) bool { return r.hasOverlayOnEtc() }},
+	{"a guest whose root is a read-only snapshot or file system", func(r *Root, _ Distro) bool { return r.isReadOnly("/etc") }},
+}
+
+// Immutable tells whether the guest's /etc is generated or read-only, as on
+// NixOS, ostree, Ubuntu Core, Container Linux and openSUSE MicroOS, and what the
+// guest is then, for a message: such a guest is left to cloud-init or Ignition.
+func (r *Root) Immutable() (what string, ok bool) {
+	d := r.Distro()
+	for _, i := range immutables {
+		if i.is(r, d) {
+			return i.what, true
+		}
+	}
+	return "", false
+}
+
+// hasOverlayOnEtc is how openSUSE MicroOS had it until 2024.
+func (r *Root) hasOverlayOnEtc() bool {
+	text, err := r.ReadFile("/etc/fstab", releaseLimit)
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		if len(fields) > 2 && fields[0][0] != '#' && fields[1] == "/etc" && fields[2] == "overlay" {
+			return true
+		}
+	}
+	return false
+}
+
+// isReadOnly tells whether a directory is on a file system, or in a btrfs
+// snapshot, that nothing can be written to.
+func (r *Root) isReadOnly(name string) bool {
+	fd, err := r.open(name, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return errors.Is(unix.Access(byFD(fd, ""), unix.W_OK), unix.EROFS)
 }
 
 // IsRoot tells whether the tree is a Linux root file system, by the rule of

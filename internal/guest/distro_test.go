@@ -6,6 +6,11 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"ganeti-instance-image/internal/need"
+	"ganeti-instance-image/internal/run"
 )
 
 // files makes a guest of paths and contents.
@@ -65,6 +70,118 @@ func TestDistroOrder(t *testing.T) {
 	root := files(t, map[string]string{"etc/redhat-release": "CentOS release 6.4", "etc/oracle-release": "Oracle Linux Server release 6.4", "etc/debian_version": "7"})
 	if d := root.Distro(); d.ID != "ol" || d.Source != "/etc/oracle-release" {
 		t.Errorf("got %+v", d)
+	}
+}
+
+// legacyFiles are in the order in which they are tried: a distribution that was
+// made from another one carries that one's files too.
+var legacyFiles = []struct{ file, text, id string }{
+	{"etc/os-release", "ID=debian\n", "debian"},
+	{"usr/lib/os-release", "ID=ubuntu\n", "ubuntu"},
+	{"etc/lsb-release", "DISTRIB_ID=LinuxMint\n", "linuxmint"},
+	{"etc/openmandriva-release", "OpenMandriva Lx release 3.0\n", "openmandriva"},
+	{"etc/oracle-release", "Oracle Linux Server release 6.4\n", "ol"},
+	{"etc/centos-release", "CentOS release 6.4\n", "centos"},
+	{"etc/circle-release", "Circle Linux release 8.4\n", "circle"},
+	{"etc/rocky-release", "Rocky Linux release 8.4\n", "rocky"},
+	{"etc/fedora-release", "Fedora release 14\n", "fedora"},
+	{"etc/redhat-release", "Red Hat Enterprise Linux Server release 5.11\n", "rhel"},
+	{"etc/debian_version", "7\n", "debian"},
+	{"etc/arch-release", "", "arch"},
+	{"etc/gentoo-release", "Gentoo Base System release 2.2\n", "gentoo"},
+	{"etc/SuSE-release", "SUSE\nVERSION = 11\n", "suse"},
+	{"etc/alpine-release", "2.7.9\n", "alpine"},
+}
+
+func TestLegacyOrder(t *testing.T) {
+	all := map[string]string{}
+	for _, l := range legacyFiles {
+		all[l.file] = l.text
+	}
+	root, dir := guestOf(t, all)
+	for _, l := range legacyFiles {
+		if d := root.Distro(); d.ID != l.id || d.Source != "/"+l.file {
+			t.Errorf("%s: got %+v", l.file, d)
+		}
+		// what says nothing, or is no file, is passed over
+		for _, broken := range []func(string) error{
+			func(path string) error { return os.WriteFile(path, []byte("\n# ID=x\nID=\nDISTRIB_ID=''\n"), 0o644) },
+			os.Remove,
+			func(path string) error { return unix.Mkfifo(path, 0o644) },
+			os.Remove,
+			func(path string) error { return os.Symlink(filepath.Base(path), path) },
+			os.Remove,
+			func(path string) error { return os.Mkdir(path, 0o755) },
+		} {
+			if err := broken(filepath.Join(dir, l.file)); err != nil {
+				t.Fatal(err)
+			}
+			if d := root.Distro(); d.Source == "/"+l.file && (d.ID == "x" || strings.Contains(l.text, "ID=")) {
+				t.Errorf("%s is broken: got %+v", l.file, d)
+			}
+		}
+	}
+	if d := root.Distro(); !reflect.DeepEqual(d, Distro{}) {
+		t.Errorf("got %+v", d)
+	}
+}
+
+func TestImmutable(t *testing.T) {
+	cases := []struct {
+		files map[string]string
+		want  string // in what it is; empty: it is not
+	}{
+		{map[string]string{"etc/os-release": "ID=debian\n", "etc/fstab": "UUID=1 / ext4 ro 0 1\noverlay /srv overlay x 0 0\n#overlay /etc overlay x 0 0\n"}, ""},
+		{map[string]string{"etc/os-release": "ID=debian\n", "nix/store/x": "", "var/guix/profiles/x": "", "gnu/store/x": "", "etc/fstab": ""}, ""},
+		{map[string]string{"etc/os-release": "ID=fedora\nVARIANT_ID=coreos\n", "ostree/repo/config": ""}, "ostree"},
+		{map[string]string{"sysroot/ostree/repo/config": "", "ostree": "-> sysroot/ostree"}, "ostree"},
+		{map[string]string{"ostree/repo": "a file"}, ""},
+		{map[string]string{"etc/os-release": "ID=nixos\n"}, "NixOS"},
+		{map[string]string{"etc/os-release": "-> /etc/static/os-release", "etc/NIXOS": ""}, "NixOS"},
+		{map[string]string{"nix/store/x/os-release": "", "etc/static": "-> /nix/store/x"}, "NixOS"},
+		{map[string]string{"etc/os-release": "ID=guix\n"}, "Guix"},
+		{map[string]string{"etc/os-release": "ID=ubuntu-core\nVERSION_ID=22\n"}, "Ubuntu Core"},
+		{map[string]string{"system-data/var/lib/snapd/state.json": ""}, "Ubuntu Core"},
+		{map[string]string{"etc/os-release": "ID=ubuntu\n", "var/lib/snapd/state.json": ""}, ""},
+		{map[string]string{"etc/os-release": "ID=flatcar\nID_LIKE=coreos\n"}, "Container Linux"},
+		{map[string]string{"etc/os-release": "ID=coreos\n"}, "Container Linux"},
+		{map[string]string{"etc/os-release": "ID=bottlerocket\n"}, "each boot"},
+		{map[string]string{"etc/os-release": "ID=opensuse-microos\nID_LIKE=\"suse opensuse\"\n", "etc/fstab": "UUID=1 / btrfs ro 0 1\noverlay /etc overlay defaults,lowerdir=/sysroot/etc,upperdir=/sysroot/var/lib/overlay/etc 0 0\n"}, "overlay"},
+		{map[string]string{"etc/os-release": "ID=opensuse-microos\n", "etc/fstab": "UUID=1 / btrfs ro 0 1\n"}, ""},
+		{map[string]string{}, ""},
+	}
+	for _, c := range cases {
+		root, _ := guestOf(t, c.files)
+		what, ok := root.Immutable()
+		if ok != (c.want != "") || !strings.Contains(what, c.want) {
+			t.Errorf("%v: %q, %v, want %q", c.files, what, ok, c.want)
+		}
+	}
+}
+
+// MicroOS's root is a snapshot with the property ro.
+func TestImmutableSnapshot(t *testing.T) {
+	need.Root(t)
+	need.Tools(t, "btrfs")
+	dir := need.Mounted(t, "btrfs", "120M")
+	must := func(argv ...string) {
+		t.Helper()
+		if _, err := (run.Cmd{What: "prepare the guest", Argv: argv}).Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must("btrfs", "subvolume", "create", dir+"/root")
+	must("mkdir", dir+"/root/etc")
+	must("btrfs", "subvolume", "snapshot", "-r", dir+"/root", dir+"/snapshot")
+	for name, want := range map[string]bool{"root": false, "snapshot": true} {
+		root, err := Open(dir + "/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if what, ok := root.Immutable(); ok != want {
+			t.Errorf("%s: %q, %v", name, what, ok)
+		}
+		root.Close()
 	}
 }
 

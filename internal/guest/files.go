@@ -54,8 +54,8 @@ func (r *Root) openRegular(name string, flags int) (*os.File, error) {
 
 // WriteFile makes data the content of a file. One that is there is rewritten in
 // place: its owner, mode and attributes, SELinux label among them, stay. A new
-// one belongs to root, has exactly the mode given and its directory's SELinux
-// label; the directory must exist. A path that leads to anything but a regular
+// one belongs to root, has exactly the mode given and the SELinux label that the
+// guest's rules have for it, or its directory's; the directory must exist. A path that leads to anything but a regular
 // file is refused.
 func (r *Root) WriteFile(name string, data []byte, mode fs.FileMode) error {
 	f, err := r.openRegular(name, unix.O_WRONLY)
@@ -88,7 +88,7 @@ func (r *Root) create(name string, data []byte, mode fs.FileMode) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(unix.Fchmod(int(f.Fd()), permBits(mode)), inheritLabel(dir, base), overwrite(f, data))
+	err = errors.Join(unix.Fchmod(int(f.Fd()), permBits(mode)), r.label(dir, base), overwrite(f, data))
 	if err != nil {
 		unix.Unlinkat(dir, base, 0)
 	}
@@ -102,23 +102,6 @@ func createAt(dir int, base string) (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), base), nil
-}
-
-const labelAttribute = "security.selinux"
-
-// inheritLabel gives a new file the SELinux label of its directory, if that has
-// one. It is what most policies would give it too; where a policy has a type of
-// its own for the file, the domains that need it may read the directory's.
-func inheritLabel(dir int, base string) error {
-	label, err := getxattr(byFD(dir, ""), labelAttribute)
-	if err != nil {
-		return nil // none, or a file system without labels
-	}
-	err = unix.Lsetxattr(byFD(dir, base), labelAttribute, label, 0)
-	if errors.Is(err, unix.ENOTSUP) {
-		return nil
-	}
-	return err
 }
 
 // maxAttribute is the kernel's own limit for one attribute's value.
@@ -135,8 +118,8 @@ func getxattr(name, attribute string) ([]byte, error) {
 }
 
 // MkdirAll makes a directory and those above it that are missing, each with
-// exactly the mode given and its parent's SELinux label. A dangling link in the
-// path leads to the directory that is made.
+// exactly the mode given and an SELinux label as WriteFile's. A dangling link in
+// the path leads to the directory that is made.
 func (r *Root) MkdirAll(name string, mode fs.FileMode) error {
 	return fail("make the directory", name, r.mkdirAll(name, mode, maxDepth))
 }
@@ -169,14 +152,14 @@ func (r *Root) mkdirAll(name string, mode fs.FileMode, depth int) error {
 	if target, err := readlinkat(dir, base); err == nil {
 		return r.mkdirAll(follow(name, target), mode, depth-1)
 	}
-	return mkdirAt(dir, base, mode)
+	return r.mkdirAt(dir, base, mode)
 }
 
-func mkdirAt(dir int, base string, mode fs.FileMode) error {
+func (r *Root) mkdirAt(dir int, base string, mode fs.FileMode) error {
 	if err := unix.Mkdirat(dir, base, 0o700); err != nil {
 		return err
 	}
-	return errors.Join(unix.Fchmodat(dir, base, permBits(mode), 0), inheritLabel(dir, base))
+	return errors.Join(unix.Fchmodat(dir, base, permBits(mode), 0), r.label(dir, base))
 }
 
 // Symlink makes a link at a path where nothing is. What it says is for the
@@ -190,7 +173,7 @@ func (r *Root) Symlink(target, name string) error {
 	if err := unix.Symlinkat(target, dir, base); err != nil {
 		return fail("make the link", name, err)
 	}
-	return fail("label", name, inheritLabel(dir, base))
+	return fail("label", name, r.label(dir, base))
 }
 
 // Rename moves a file or directory, in the place of what was there.

@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io/fs"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -45,43 +46,37 @@ ssh_genkeytypes: [rsa, ecdsa, ed25519]
 `
 )
 
-// ReplaceHostKeys removes every SSH host key of the image, /etc/ssh/ssh_host_*,
+// ReplaceHostKeys removes every SSH host key of the image, with its certificates,
 // and makes new rsa, ecdsa and ed25519 keys with the comment root@HOST, whether
-// or not the image had any. Where the guest has cloud-init, that is told to
-// leave them. What was done is returned, a line a step; a guest without an
-// OpenSSH server is one such line and no error.
+// or not the image had any: for OpenSSH in /etc/ssh and wherever else HostKey in
+// sshd_config(5) has one, and for Dropbear in /etc/dropbear. Where the guest has
+// cloud-init, that is told to leave them. What was done is returned, a line a
+// step; a guest without an SSH server is one such line and no error.
 func (r *Root) ReplaceHostKeys(host string) ([]string, error) {
-	if !r.hasSSHServer() {
-		return []string{"the image has no OpenSSH server, so no host keys are made"}, nil
+	k := &keyMaker{root: r, comment: "root@" + host}
+	if !r.hasSSHServer() && !r.hasDropbear() {
+		return []string{"the image has no SSH server, so no host keys are made"}, nil
 	}
-	if err := r.MkdirAll("/etc/ssh", 0o755); err != nil {
-		return nil, err
-	}
-	var changes []string
-	for _, name := range r.Glob("/etc/ssh/ssh_host_*") {
-		if err := r.Remove(name); err != nil {
-			return changes, err
+	if r.hasSSHServer() {
+		if err := k.openSSH(); err != nil {
+			return k.changes, err
 		}
-		changes = append(changes, "removed "+name)
 	}
-	mode, group := r.keyAccess()
-	for _, key := range hostKeys {
-		line, err := r.makeHostKey(key.name, key.generate, "root@"+host, mode, group)
-		if err != nil {
-			return changes, err
+	if r.hasDropbear() {
+		if err := k.dropbear(); err != nil {
+			return k.changes, err
 		}
-		changes = append(changes, line)
 	}
 	if !r.HasCloudInit() {
-		return changes, nil
+		return k.changes, nil
 	}
 	if err := r.MkdirAll(CloudConfigDir, 0o755); err != nil {
-		return changes, err
+		return k.changes, err
 	}
 	if err := r.WriteFile(KeepHostKeysFile, []byte(keepHostKeys), 0o644); err != nil {
-		return changes, err
+		return k.changes, err
 	}
-	return append(changes, "told cloud-init to keep them, in "+KeepHostKeysFile), nil
+	return append(k.changes, "told cloud-init to keep them, in "+KeepHostKeysFile), nil
 }
 
 // servers are what only an OpenSSH server brings.
@@ -92,37 +87,137 @@ var servers = []string{
 
 func (r *Root) hasSSHServer() bool { return slices.ContainsFunc(servers, r.Exists) }
 
-// makeHostKey writes one key pair and returns the line for the log.
-func (r *Root) makeHostKey(kind string, generate func() (crypto.Signer, error), comment string, mode fs.FileMode, group int) (string, error) {
+// keyMaker is one replacement of host keys.
+type keyMaker struct {
+	root    *Root
+	comment string
+	mode    fs.FileMode // of OpenSSH's private keys
+	group   int
+	changes []string
+}
+
+func (k *keyMaker) openSSH() error {
+	if err := k.root.MkdirAll("/etc/ssh", 0o755); err != nil {
+		return err
+	}
+	if err := k.remove("/etc/ssh/ssh_host_*"); err != nil {
+		return err
+	}
+	k.mode, k.group = k.root.keyAccess()
+	for _, key := range hostKeys {
+		if err := k.make(key.generate, "/etc/ssh/ssh_host_"+key.name+"_key"); err != nil {
+			return err
+		}
+	}
+	for _, file := range k.root.otherHostKeys() {
+		if err := k.replaceOther(file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (k *keyMaker) remove(pattern string) error {
+	for _, name := range k.root.Glob(pattern) {
+		if err := k.root.Remove(name); err != nil {
+			return err
+		}
+		k.changes = append(k.changes, "removed "+name)
+	}
+	return nil
+}
+
+// make writes one key pair for OpenSSH.
+func (k *keyMaker) make(generate func() (crypto.Signer, error), file string) error {
 	key, err := generate()
 	if err != nil {
-		return "", fmt.Errorf("cannot generate the %s host key: %w", kind, err)
+		return fmt.Errorf("cannot generate the host key %s: %w", file, err)
 	}
-	block, err := ssh.MarshalPrivateKey(key, comment)
+	block, err := ssh.MarshalPrivateKey(key, k.comment)
 	if err != nil {
-		return "", fmt.Errorf("cannot encode the %s host key: %w", kind, err)
+		return fmt.Errorf("cannot encode the host key %s: %w", file, err)
 	}
 	public, err := ssh.NewPublicKey(key.Public())
 	if err != nil {
-		return "", fmt.Errorf("cannot encode the %s host key: %w", kind, err)
+		return fmt.Errorf("cannot encode the host key %s: %w", file, err)
 	}
-	file := "/etc/ssh/ssh_host_" + kind + "_key"
-	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(public))) + " " + comment + "\n"
-	if err := r.WriteFile(file+".pub", []byte(line), 0o644); err != nil {
-		return "", err
+	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(public))) + " " + k.comment + "\n"
+	if err := k.root.WriteFile(file+".pub", []byte(line), 0o644); err != nil {
+		return err
 	}
-	if err := r.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
-		return "", err
+	if err := k.root.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+		return err
 	}
-	if group != 0 {
-		if err := r.Chown(file, 0, group); err != nil {
-			return "", err
+	if k.group != 0 {
+		if err := k.root.Chown(file, 0, k.group); err != nil {
+			return err
 		}
-		if err := r.Chmod(file, mode); err != nil {
-			return "", err
+		if err := k.root.Chmod(file, k.mode); err != nil {
+			return err
 		}
 	}
-	return "made " + file + " " + ssh.FingerprintSHA256(public), nil
+	k.changes = append(k.changes, "made "+file+" "+ssh.FingerprintSHA256(public))
+	return nil
+}
+
+// sshdConfigs are where HostKey may stand; each sshd reads one of the first two,
+// and what it includes, which is below .d wherever a distribution has it so.
+var sshdConfigs = []string{"/etc/ssh/sshd_config", "/usr/etc/ssh/sshd_config", "/etc/ssh/sshd_config.d/*.conf", "/usr/etc/ssh/sshd_config.d/*.conf"}
+
+// maxOtherKeys bounds how many keys sshd_config may name.
+const maxOtherKeys = 16
+
+// otherHostKeys are the keys that sshd is told to have elsewhere than it does by
+// default.
+func (r *Root) otherHostKeys() []string {
+	var found []string
+	for _, pattern := range sshdConfigs {
+		for _, file := range r.Glob(pattern) {
+			text, err := r.ReadFile(file, releaseLimit)
+			if err != nil {
+				continue
+			}
+			for line := range strings.Lines(string(text)) {
+				fields := strings.Fields(strings.Replace(line, "=", " ", 1))
+				if len(fields) < 2 || !strings.EqualFold(fields[0], "HostKey") {
+					continue
+				}
+				name := strings.Trim(fields[1], `"`)
+				isDefault := strings.HasPrefix(name, "/etc/ssh/ssh_host_") && !strings.Contains(name, "..")
+				if path.IsAbs(name) && !isDefault && !slices.Contains(found, name) && len(found) < maxOtherKeys {
+					found = append(found, name)
+				}
+			}
+		}
+	}
+	return found
+}
+
+// replaceOther makes a key of the kind that another place had; what that was is
+// told by the public key beside it, or by its name.
+func (k *keyMaker) replaceOther(file string) error {
+	if _, err := k.root.Lstat(file); err != nil {
+		return nil
+	}
+	public, _ := k.root.ReadFile(file+".pub", releaseLimit)
+	kind, _, _ := strings.Cut(string(public), " ")
+	if !strings.Contains(kind, "-") {
+		kind = path.Base(file)
+	}
+	if err := k.remove(file + "-cert.pub"); err != nil {
+		return err
+	}
+	for _, key := range hostKeys {
+		if strings.Contains(kind, key.name) {
+			return k.make(key.generate, file)
+		}
+	}
+	for _, name := range []string{file, file + ".pub"} {
+		if err := k.remove(name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // keyAccess returns the mode and group of a private key. Enterprise Linux up to

@@ -1,9 +1,16 @@
 package guest
 
 import (
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
 	"io/fs"
+	"os"
+	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/crypto/ssh"
 
 	"ganeti-instance-image/internal/need"
 	"ganeti-instance-image/internal/run"
@@ -62,7 +69,7 @@ func keygen(t *testing.T, args ...string) string {
 func TestReplaceHostKeysWithoutServer(t *testing.T) {
 	root, dir := tree(t, "etc/ssh/ssh_config", "usr/bin/ssh")
 	changes, err := root.ReplaceHostKeys("a")
-	if err != nil || len(changes) != 1 || !strings.Contains(changes[0], "no OpenSSH server") {
+	if err != nil || len(changes) != 1 || !strings.Contains(changes[0], "no SSH server") {
 		t.Errorf("got %v, %v", changes, err)
 	}
 	if got := listing(t, dir+"/etc"); strings.Contains(got, "ssh_host") {
@@ -78,6 +85,96 @@ func TestHostKeysWhereTheImageHasNone(t *testing.T) {
 	}
 	if got := listing(t, dir+"/etc"); strings.Count(got, "ssh/ssh_host_") != 6 || strings.Contains(got, "cloud") {
 		t.Error(got)
+	}
+}
+
+// HostKey may name any place; what is there is another guest's.
+func TestHostKeysElsewhere(t *testing.T) {
+	need.Root(t)
+	need.Tools(t, "ssh-keygen")
+	root, dir := guestOf(t, map[string]string{
+		"usr/sbin/sshd":                     "",
+		"etc/ssh/sshd_config":               "HostKey /etc/ssh/ssh_host_rsa_key\n#HostKey /etc/no\nhostkey=\"/srv/keys/ed25519\"\nHostKey relative\nHostKey /srv/keys/missing_rsa\n",
+		"etc/ssh/sshd_config.d/x.conf":      "HostKey /srv/keys/one\nHostKey /srv/keys/dsa\nHostKey /srv/keys/link_ecdsa\n",
+		"srv/keys/ed25519":                  "old",
+		"srv/keys/ed25519-cert.pub":         "old",
+		"srv/keys/one":                      "old",
+		"srv/keys/one.pub":                  "ssh-rsa AAAA x\n",
+		"srv/keys/dsa":                      "old",
+		"srv/keys/dsa.pub":                  "ssh-dss AAAA x\n",
+		"srv/keys/link_ecdsa":               "-> /srv/target",
+		"srv/target":                        "old",
+		"etc/ssh/ssh_host_rsa_key-cert.pub": "old",
+	})
+	if _, err := root.ReplaceHostKeys("web"); err != nil {
+		t.Fatal(err)
+	}
+	for file, kind := range map[string]string{"srv/keys/ed25519": "ED25519", "srv/keys/one": "RSA", "srv/target": "ECDSA"} {
+		if err := os.Chmod(dir+"/"+file, 0o600); err != nil {
+			t.Error(err)
+		}
+		if said := keygen(t, "-lf", dir+"/"+file); !strings.HasSuffix(said, " root@web ("+kind+")\n") {
+			t.Errorf("%s: %s", file, said)
+		}
+	}
+	for _, gone := range []string{"/srv/keys/dsa", "/srv/keys/dsa.pub", "/srv/keys/ed25519-cert.pub", "/etc/ssh/ssh_host_rsa_key-cert.pub", "/srv/keys/missing_rsa", "/relative", "/etc/no"} {
+		if root.Exists(gone) {
+			t.Errorf("%s is there", gone)
+		}
+	}
+}
+
+func TestHostKeyTraps(t *testing.T) {
+	need.Root(t)
+	slow := hostKeys[0].generate
+	defer func() { hostKeys[0].generate = slow }()
+	hostKeys[0].generate = func() (crypto.Signer, error) { return rsa.GenerateKey(rand.Reader, 1024) }
+	for _, file := range []string{"etc/ssh/ssh_host_rsa_key", "etc/ssh/ssh_host_ed25519_key.pub", "srv/my_ed25519", "etc/dropbear/dropbear_ed25519_host_key"} {
+		for _, trap := range trapsOf(t, file) {
+			_ = trap.root.MkdirAll("/usr/sbin", 0o755)
+			_ = trap.root.MkdirAll("/etc/ssh", 0o755)
+			for _, name := range []string{"/usr/sbin/sshd", "/usr/sbin/dropbear", "/etc/ssh/sshd_config"} {
+				_ = trap.root.WriteFile(name, []byte("HostKey /srv/my_ed25519\n"), 0o755)
+			}
+			_, err := trap.root.ReplaceHostKeys("web")
+			if trap.name == "directory" || file == "srv/my_ed25519" && (trap.name == "named pipe" || trap.name == "device") {
+				trap.wantRefusal(t, err)
+			}
+			trap.wantNodeUntouched(t)
+		}
+	}
+}
+
+func TestDropbearKeys(t *testing.T) {
+	need.Root(t)
+	need.Tools(t, "dropbearkey")
+	root, dir := tree(t, "usr/sbin/dropbear", "etc/dropbear/dropbear_dss_host_key", "etc/dropbear/dropbear_rsa_host_key")
+	changes, err := root.ReplaceHostKeys("web")
+	if err != nil || root.Exists("/etc/dropbear/dropbear_dss_host_key") || root.Exists("/etc/ssh") {
+		t.Errorf("%q, %v", changes, err)
+	}
+	for _, kind := range []string{"rsa", "ecdsa", "ed25519"} {
+		file := "/etc/dropbear/dropbear_" + kind + "_host_key"
+		result, err := run.Cmd{What: "judge the key", Argv: []string{"dropbearkey", "-y", "-f", dir + file}}.Run(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var line string
+		for text := range strings.Lines(string(result.Stdout)) {
+			if strings.HasPrefix(text, "ssh-") || strings.HasPrefix(text, "ecdsa-") {
+				line = text
+			}
+		}
+		public, _, _, _, err := ssh.ParseAuthorizedKey([]byte(line))
+		if err != nil {
+			t.Fatalf("%s: %v", result.Stdout, err)
+		}
+		if !slices.Contains(changes, "made "+file+" "+ssh.FingerprintSHA256(public)) {
+			t.Errorf("%q lacks %s", changes, line)
+		}
+		if info, err := root.Stat(file); err != nil || info.Mode != 0o600 {
+			t.Errorf("%s: %+v, %v", file, info, err)
+		}
 	}
 }
 

@@ -27,7 +27,7 @@ const hostLabel = `[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?`
 //
 // What was changed is returned, a line a change.
 func (r *Root) SetHostname(fqdn string, ip netip.Addr) ([]string, error) {
-	if !hostName.MatchString(fqdn) || len(fqdn) > 253 {
+	if !isHostName(fqdn) {
 		return nil, fmt.Errorf("cannot name the guest %q: that is no name of a host", fqdn)
 	}
 	short, _, _ := strings.Cut(fqdn, ".")
@@ -125,7 +125,11 @@ func (r *Root) isBeforeSystemd() bool {
 	return r.Distro().Family == RHEL && !r.usesSystemd()
 }
 
+// sysconfig sets the name in a file of Red Hat's. SUSE has a directory there.
 func (h *naming) sysconfig() error {
+	if h.root.isDir(sysconfigNetwork) {
+		return nil
+	}
 	text, err := h.root.ReadFile(sysconfigNetwork, releaseLimit)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

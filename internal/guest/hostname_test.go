@@ -6,9 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"ganeti-instance-image/internal/need"
-	"ganeti-instance-image/internal/run"
 )
 
 func TestSetHostname(t *testing.T) {
@@ -36,6 +33,8 @@ func TestSetHostname(t *testing.T) {
 			map[string]string{"etc/hostname": "", "etc/sysconfig/network": "NETWORKING=yes\nHOSTNAME=web.example.org\nX=1\n", "etc/hosts": "127.0.0.1 web.example.org web localhost\n"}},
 		{"old SUSE", "web.example.org", netip.Addr{}, map[string]string{"etc/SuSE-release": "SUSE\nVERSION = 11\n", "etc/HOSTNAME": "old.site\n", "etc/hosts": "127.0.0.1 localhost\n"},
 			map[string]string{"etc/hostname": "", "etc/HOSTNAME": "web.example.org\n"}},
+		{"SUSE", "web.example.org", netip.Addr{}, map[string]string{"etc/os-release": "ID=opensuse-leap\n", "etc/hostname": "old\n", "etc/HOSTNAME": "-> hostname", "etc/sysconfig/network/config": "x=y\n"},
+			map[string]string{"etc/hostname": "web\n", "etc/sysconfig/network/config": "x=y\n"}},
 		{"OpenRC", "web", netip.Addr{}, map[string]string{"etc/conf.d/hostname": "# x\nhostname=\"old\"\n", "etc/hosts": "127.0.0.1 localhost old.dom old\n"},
 			map[string]string{"etc/conf.d/hostname": "# x\nhostname=\"web\"\n", "etc/hostname": "web\n", "etc/hosts": "127.0.0.1 localhost web\n"}},
 		{"short alone", "web.example.org", netip.Addr{}, map[string]string{"etc/hostname": "old\n", "etc/hosts": "127.0.0.1 localhost old\n"},
@@ -80,82 +79,4 @@ func FuzzHosts(f *testing.F) {
 			t.Fatalf("%q became\n%s\nand then\n%s", text, once, twice)
 		}
 	})
-}
-
-func TestResetIdentity(t *testing.T) {
-	const id = "0123456789abcdef0123456789abcdef\n"
-	systemd := map[string]string{
-		"usr/lib/systemd/systemd": "", "etc/machine-id": id, "var/lib/dbus/machine-id": id, "var/lib/systemd/random-seed": "x", "var/lib/systemd/credential.secret": "x",
-		"etc/udev/rules.d/70-persistent-net.rules": "x", "etc/lvm/devices/system.devices": "x", "var/lib/dhcp/dhclient.eth0.leases": "x", "var/lib/dhcp/keep": "x",
-		"var/lib/cloud/instances/i/x": "x", "var/log/cloud-init-output.log": "x",
-	}
-	root, dir := guestOf(t, systemd)
-	changes, err := root.ResetIdentity(false)
-	if err != nil || len(changes) != 7 {
-		t.Errorf("%q, %v", changes, err)
-	}
-	for _, gone := range []string{"var/lib/dbus/machine-id", "var/lib/systemd/credential.secret", "etc/udev/rules.d/70-persistent-net.rules", "etc/lvm/devices/system.devices", "var/lib/dhcp/dhclient.eth0.leases"} {
-		if root.Exists(gone) {
-			t.Errorf("%s is still there", gone)
-		}
-	}
-	if info, err := root.Stat("/etc/machine-id"); err != nil || info.Size != 0 || info.Mode != 0o444 {
-		t.Errorf("%+v, %v", info, err)
-	}
-	if seed := content(t, dir+"/var/lib/systemd/random-seed"); len(seed) != seedSize || strings.Trim(seed, "\x00") == "" {
-		t.Errorf("a seed of %d bytes", len(seed))
-	}
-	if !root.Exists("/var/lib/cloud/instances/i/x") || !root.Exists("/var/lib/dhcp/keep") {
-		t.Error("too much is gone")
-	}
-	if _, err := root.ResetIdentity(true); err != nil || root.Exists("/var/lib/cloud/instances") || root.Exists("/var/log/cloud-init-output.log") {
-		t.Errorf("cloud-init's state: %v", err)
-	}
-}
-
-func TestResetMachineID(t *testing.T) {
-	systemd := map[string]string{"lib/systemd/systemd": ""}
-	cases := []struct {
-		name       string
-		files      map[string]string
-		want, dbus string // "-" is none
-	}{
-		{"none", map[string]string{}, "-", "-"},
-		{"first boot", map[string]string{"etc/machine-id": "uninitialized\n"}, "uninitialized\n", "-"},
-		{"a link of D-Bus's", map[string]string{"etc/machine-id": "1\n", "var/lib/dbus/machine-id": "-> /etc/machine-id"}, "", ""},
-		{"a link to D-Bus's", map[string]string{"etc/machine-id": "-> /var/lib/dbus/machine-id", "var/lib/dbus/machine-id": "1\n"}, "", "-"},
-		{"another init", map[string]string{"etc/machine-id": "1\n", "sbin/init": "x"}, "-", "-"},
-	}
-	for _, c := range cases {
-		for name, text := range systemd {
-			c.files[name] = text
-		}
-		root, _ := guestOf(t, c.files)
-		if _, err := root.ResetIdentity(false); err != nil {
-			t.Errorf("%s: %v", c.name, err)
-		}
-		for file, want := range map[string]string{"/etc/machine-id": c.want, "/var/lib/dbus/machine-id": c.dbus} {
-			text, err := root.ReadFile(file, 100)
-			if got := string(text); err != nil && want != "-" || err == nil && got != want {
-				t.Errorf("%s: %s is %q, %v, want %q", c.name, file, got, err, want)
-			}
-		}
-	}
-}
-
-// systemd takes what is left for what it should be: a guest that gets a new id
-// of its own.
-func TestSystemdMakesMachineID(t *testing.T) {
-	need.Root(t)
-	need.Tools(t, "systemd-machine-id-setup")
-	root, dir := guestOf(t, map[string]string{"usr/lib/systemd/systemd": "", "etc/machine-id": "0123456789abcdef0123456789abcdef\n", "var/lib/dbus/machine-id": "0123456789abcdef0123456789abcdef\n", "proc/x": "", "dev/x": ""})
-	if _, err := root.ResetIdentity(false); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := (run.Cmd{What: "make an id", Argv: []string{"systemd-machine-id-setup", "--root", dir}}).Run(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if id := content(t, dir+"/etc/machine-id"); len(id) != 33 || strings.HasPrefix(id, "0123456789abcdef") {
-		t.Errorf("the id is %q", id)
-	}
 }

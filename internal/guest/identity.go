@@ -2,54 +2,64 @@ package guest
 
 import (
 	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"slices"
 	"strings"
 )
 
-// randomSeeds are where an init keeps randomness from one run to the next.
-var randomSeeds = []string{
-	"/var/lib/systemd/random-seed", "/var/lib/urandom/random-seed", "/var/lib/misc/random-seed",
-	"/var/lib/random-seed", "/var/lib/seedrng/seed.no-credit", "/var/lib/seedrng/seed.credit",
+// identityParts is what two instances of one image must not share, or what is
+// about the hardware of the one the image was taken from, in the order it is
+// taken away.
+var identityParts = []struct {
+	name  string
+	reset func(*identity) error
+}{
+	{"machine-id", (*identity).machineID},
+	{"random-seed", (*identity).randomSeed},
+	{"dhcp-leases", removal(leases, "which another guest got")},
+	{"net-names", (*identity).netNames},
+	{"lvm-devices", removal(lvmDevices, "which lists the image's own disks")},
+	{"iscsi", (*identity).initiator},
+	{"credential-secret", removal([]string{"/var/lib/systemd/credential.secret"}, "which is another guest's secret")},
+	{"blkid", removal([]string{"/etc/blkid.tab*", "/etc/blkid/blkid.tab*", "/run/blkid/blkid.tab*"}, "which lists the image's own disks")},
+	{"cloud-init", removal(cloudState, "what cloud-init knows of another guest")},
 }
 
-// seedSize is the entropy pool's, in bytes, which seeds have.
-const seedSize = 512
+// IdentityParts are the words that ResetIdentity may be told to keep, in the
+// order in which it takes the parts away.
+var IdentityParts = identityNames()
 
-// traces are what two instances of one image must not share, or what is about
-// the hardware of the one the image was taken from.
-var traces = []struct{ pattern, why string }{
-	{"/etc/udev/rules.d/70-persistent-net.rules", "which names the image's own interfaces"},
-	{"/etc/lvm/devices/system.devices", "which lists the image's own disks"},
-	{"/etc/blkid.tab*", "which lists the image's own disks"},
-	{"/etc/blkid/blkid.tab*", "which lists the image's own disks"},
-	{"/var/lib/systemd/credential.secret", "which is another guest's secret"},
-	{"/var/lib/dhcp/*lease*", "a lease of another guest's"},
-	{"/var/lib/dhclient/*lease*", "a lease of another guest's"},
-	{"/var/lib/dhcpcd/*lease*", "a lease of another guest's"},
-	{"/var/lib/NetworkManager/*lease*", "a lease of another guest's"},
+func identityNames() []string {
+	var names []string
+	for _, part := range identityParts {
+		names = append(names, part.name)
+	}
+	return names
 }
-
-// cloudTraces are what tells cloud-init that it has run.
-var cloudTraces = []string{"/var/lib/cloud/instance", "/var/lib/cloud/instances", "/var/lib/cloud/data", "/var/lib/cloud/sem", "/var/log/cloud-init*.log"}
 
 // ResetIdentity takes from a guest that was cloned what belongs to the one it is
-// a clone of: its machine-id, D-Bus id, random seed, DHCP leases, names of
-// interfaces and lists of disks; and, if asked to, what cloud-init remembers.
-// Host keys and names are set by others. It is to be called before a network is
-// rendered, which may name interfaces anew.
+// a clone of: its machine-id, D-Bus id, random seeds, DHCP leases and client
+// ids, names of interfaces, lists of disks, iSCSI initiator's name, the secret
+// of systemd's credentials, and what cloud-init remembers. What keep names, of IdentityParts, stays. Host keys and names are set
+// by others. It is to be called before a network is rendered, which may name
+// interfaces anew, and before a seed is written.
 //
-// What was changed is returned, a line a change, also where an error ended it.
-func (r *Root) ResetIdentity(cloudInit bool) ([]string, error) {
-	i := &identity{root: r}
-	for _, step := range []func() error{i.machineID, i.randomSeed, i.traces} {
-		if err := step(); err != nil {
-			return i.changes, err
+// What was changed is returned, a line a change, also where an error ended it. A
+// second call changes what is random alone.
+func (r *Root) ResetIdentity(keep []string) ([]string, error) {
+	for _, word := range keep {
+		if !slices.Contains(IdentityParts, word) {
+			return nil, fmt.Errorf("cannot keep %q of the guest's identity: its parts are %s", word, strings.Join(IdentityParts, ", "))
 		}
 	}
-	if cloudInit {
-		for _, pattern := range cloudTraces {
-			if err := i.remove(pattern, "state of cloud-init"); err != nil {
-				return i.changes, err
-			}
+	i := &identity{root: r}
+	for _, part := range identityParts {
+		if slices.Contains(keep, part.name) {
+			continue
+		}
+		if err := part.reset(i); err != nil {
+			return i.changes, err
 		}
 	}
 	return i.changes, nil
@@ -58,6 +68,18 @@ func (r *Root) ResetIdentity(cloudInit bool) ([]string, error) {
 type identity struct {
 	root    *Root
 	changes []string
+}
+
+// removal is a step that removes what patterns match.
+func removal(patterns []string, why string) func(*identity) error {
+	return func(i *identity) error {
+		for _, pattern := range patterns {
+			if err := i.remove(pattern, why); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 }
 
 func (i *identity) remove(pattern, why string) error {
@@ -69,6 +91,25 @@ func (i *identity) remove(pattern, why string) error {
 	}
 	return nil
 }
+
+// leases are what DHCP clients remember: leases, and the ids and secrets that
+// they make once and tell servers, or make addresses of. The leases that a
+// server in the guest gave out, dhcpd's, are none of these.
+var leases = []string{
+	"/var/lib/dhcp/dhclient*", "/var/lib/dhcp3/dhclient*", "/var/lib/dhclient/dhclient*", // ISC's
+	"/var/lib/NetworkManager/*.lease", "/var/lib/NetworkManager/secret_key",
+	"/var/lib/dhcpcd/*.lease*", "/var/lib/dhcpcd/*.info", "/var/lib/dhcpcd/duid", "/var/lib/dhcpcd/secret", "/var/lib/dhcpcd5/*.lease*",
+	"/var/db/dhcpcd/*.lease*", "/var/db/dhcpcd/duid", "/var/db/dhcpcd/secret", "/var/db/dhcpcd-*.lease", "/etc/dhcpcd.duid", "/etc/dhcpcd.secret",
+	"/var/lib/dhcp/dhcpcd*.lease", "/var/lib/dhcp/dhcpcd-*.info", // dhcpcd before version 5, on SUSE and Gentoo
+	"/var/lib/wicked/lease-*", "/var/lib/wicked/duid.xml", "/var/lib/wicked/iaid.xml",
+	"/run/systemd/netif/leases/*",
+	"/var/lib/udhcpc/*lease*", "/var/lib/misc/udhcpc*",
+	"/var/lib/dhcpv6/client6.leases*", "/var/lib/dhcpv6/dhcp6c_duid", "/var/lib/wide-dhcpv6/dhcp6c_duid",
+}
+
+// lvmDevices are LVM's list of the disks it may use, its backups, and the cache
+// that was before it.
+var lvmDevices = []string{"/etc/lvm/devices/system.devices*", "/etc/lvm/devices/backup/system.devices*", "/etc/lvm/cache/.cache"}
 
 const (
 	machineIDFile = "/etc/machine-id"
@@ -90,7 +131,7 @@ func (i *identity) machineID() error {
 	if err != nil {
 		return nil
 	}
-	if !i.root.usesSystemd() {
+	if !i.root.usesSystemd() && !info.IsDir() {
 		return i.remove(machineIDFile, "the id of another guest")
 	}
 	if info.IsRegular() {
@@ -98,8 +139,10 @@ func (i *identity) machineID() error {
 		if said := strings.TrimSpace(string(text)); err == nil && (said == "" || said == "uninitialized") {
 			return nil
 		}
-	} else if err := i.root.RemoveAll(machineIDFile); err != nil { // a link, as to the one above
-		return err
+	} else if _, err := i.root.Readlink(machineIDFile); err == nil { // as to the one above
+		if err := i.root.Remove(machineIDFile); err != nil {
+			return err
+		}
 	}
 	if err := i.root.WriteFile(machineIDFile, nil, 0o444); err != nil {
 		return err
@@ -107,6 +150,21 @@ func (i *identity) machineID() error {
 	i.changes = append(i.changes, "emptied "+machineIDFile)
 	return i.root.Chmod(machineIDFile, 0o444)
 }
+
+// randomSeeds are where an init, or systemd-boot, keeps randomness from one run
+// to the next.
+var randomSeeds = []string{
+	"/var/lib/systemd/random-seed",
+	"/var/lib/urandom/random-seed", // Debian before systemd
+	"/var/lib/misc/random-seed",    // Gentoo, Alpine, SUSE, Arch
+	"/var/lib/random-seed",         // Enterprise Linux 5 and 6, Void
+	"/etc/random-seed",
+	"/var/lib/seedrng/seed.no-credit", "/var/lib/seedrng/seed.credit",
+	"/boot/loader/random-seed", "/boot/efi/loader/random-seed", "/efi/loader/random-seed",
+}
+
+// seedSize is the entropy pool's, in bytes, which seeds have.
+const seedSize = 512
 
 // randomSeed puts the node's randomness in the place of the image's.
 func (i *identity) randomSeed() error {
@@ -124,11 +182,80 @@ func (i *identity) randomSeed() error {
 	return nil
 }
 
-func (i *identity) traces() error {
-	for _, trace := range traces {
-		if err := i.remove(trace.pattern, trace.why); err != nil {
-			return err
+// netRules are where udev wrote down which interface and which drive has which
+// name, by addresses of the image's own hardware.
+var netRules = []string{
+	"/etc/udev/rules.d/*persistent-net.rules", "/etc/udev/rules.d/*persistent-cd.rules",
+	"/etc/udev/rules.d/30-net_persistent_names.rules", // SUSE 10
+	"/etc/udev/rules.d/85-persistent-net-cloud-init.rules",
+	"/etc/iftab", // Ubuntu before udev did it
+}
+
+// netNames leaves alone what is a link to /dev/null: that is how names are
+// switched off.
+func (i *identity) netNames() error {
+	for _, pattern := range netRules {
+		for _, name := range i.root.Glob(pattern) {
+			if target, err := i.root.Readlink(name); err == nil && target == "/dev/null" {
+				continue
+			}
+			if err := i.remove(name, "which names the image's own devices"); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+const (
+	initiatorFile   = "/etc/iscsi/initiatorname.iscsi"
+	initiatorPrefix = "iqn.1993-08.org.debian:01"
+)
+
+// initiator gives the iSCSI initiator a name as iscsi-iname(8) makes them: what
+// the vendor's name begins with, a colon, and 12 random digits. Where the guest
+// is to make one at its first start, which Debian asks for with
+// GenerateName=yes, it still does.
+func (i *identity) initiator() error {
+	if _, err := i.root.Lstat(initiatorFile); err != nil {
+		return nil
+	}
+	text, err := i.root.ReadFile(initiatorFile, releaseLimit)
+	if err != nil {
+		return err
+	}
+	var out strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), "InitiatorName="); ok {
+			line = "InitiatorName=" + newInitiator(strings.TrimSpace(value)) + "\n"
+		}
+		out.WriteString(line)
+	}
+	if out.String() == string(text) {
+		return nil
+	}
+	if err := i.root.WriteFile(initiatorFile, []byte(out.String()), 0o600); err != nil {
+		return err
+	}
+	i.changes = append(i.changes, "wrote a new name of the iSCSI initiator to "+initiatorFile)
+	return nil
+}
+
+// newInitiator keeps what comes before the last colon of an iqn (RFC 3721).
+func newInitiator(old string) string {
+	prefix := initiatorPrefix
+	if colon := strings.LastIndexByte(old, ':'); colon > 0 && colon < 200 && strings.HasPrefix(old, "iqn.") && isPlainASCII(old) {
+		prefix = old[:colon]
+	}
+	var digits [6]byte
+	rand.Read(digits[:]) // never fails
+	return prefix + ":" + hex.EncodeToString(digits[:])
+}
+
+// cloudState is what tells cloud-init that it has run, what it was told then,
+// and its logs. The network files it wrote are the renderers' to replace: where
+// nothing writes others, they are all the guest has.
+var cloudState = []string{
+	"/var/lib/cloud/instance", "/var/lib/cloud/instances", "/var/lib/cloud/data", "/var/lib/cloud/sem",
+	"/var/lib/cloud/seed/nocloud", "/var/lib/cloud/seed/nocloud-net", "/var/log/cloud-init*.log*",
 }

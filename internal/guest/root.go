@@ -8,9 +8,8 @@
 // hang us nor be written to. No program of the guest is run.
 //
 // Left out: a guest that runs while it is edited (it could swap one file of its
-// own for another between two steps, still inside the tree), and the choice of
-// SELinux labels from the guest's own policy: a new file gets the label of its
-// directory, and a file that is there keeps its own.
+// own for another between two steps, still inside the tree), and a guest whose
+// SELinux has rules for labels in its compiled policy alone.
 package guest
 
 import (
@@ -39,7 +38,8 @@ const (
 // Root is the mounted root of a guest. Every path given to its methods is one
 // of the guest: "/etc/hostname" and "etc/hostname" are the same file.
 type Root struct {
-	fd int
+	fd     int
+	labels labelling
 }
 
 // Open takes the directory a guest is mounted on. What is mounted below it

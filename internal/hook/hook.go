@@ -1,24 +1,39 @@
 // Package hook runs the site's customisation hooks: the programs in
 // CUSTOMIZE_DIR that are executable and whose names run-parts(8) would take,
-// in its order.
+// in its order, in three phases, and others for a variant.
 //
 // Left out: what the hooks this project brings do to a guest (that is package
 // osscript), and hooks of the guest, which are never run.
 package hook
 
 import (
-	"context"
+	"cmp"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
-	"time"
 )
+
+// Phase is when a hook runs. Its value is the directory, below CUSTOMIZE_DIR,
+// of its hooks.
+type Phase string
+
+// The phases, in the order they come in.
+const (
+	BeforeMount  Phase = "before-mount"  // the disk has the system, nothing is mounted
+	AfterMount   Phase = "."             // the guest is mounted: the classic hooks
+	AfterUnmount Phase = "after-unmount" // all is unmounted again
+)
+
+// Phases are all of them, in the order they come in.
+var Phases = []Phase{BeforeMount, AfterMount, AfterUnmount}
+
+// variantsDir holds a directory for each variant with hooks of its own.
+const variantsDir = "variants"
 
 // Hook is one program in a hook directory.
 type Hook struct {
@@ -26,19 +41,69 @@ type Hook struct {
 	Path    string
 	Enabled bool // any execute bit is set: run-parts would run it
 	Ours    bool // it only calls this program, with "hook NAME"
+	Phase   Phase
+	Variant string   // the variant it is only for; "" for one of every variant
+	Args    []string // what it is run with; ListAll says none
 }
 
 // names is run-parts(8)'s rule for names in its default mode.
 var names = regexp.MustCompile(`^[a-zA-Z0-9_-]+$`)
 
-// List returns the hooks of a directory in the order they run in, enabled or
-// not. A directory that is not there holds no hooks. Other names than those
-// run-parts(8) takes, and what is not a regular file, are left out; a link
-// whose file is missing is an error, since a site meant it to run.
-func List(dir string) ([]Hook, error) {
+// ListAll returns the hooks of all phases as they are for a variant, in the
+// order they run in, enabled or not. A hook in the variant's own directory,
+// DIR/variants/VARIANT, joins those of DIR, or takes the place of the one there
+// of the same phase and name, also one that is not enabled. Without a variant
+// there are those of DIR alone.
+//
+// A directory that is not there holds no hooks. Other names than those
+// run-parts(8) takes, and what is not a regular file, are left out; a link whose
+// file is missing is an error, since a site meant it to run.
+func ListAll(dir, variant string) ([]Hook, error) {
+	if strings.Contains(variant, "/") || strings.HasPrefix(variant, ".") {
+		return nil, fmt.Errorf("cannot look for the hooks of the variant %q: that is no name of a directory", variant)
+	}
+	own := filepath.Join(dir, variantsDir)
+	if info, err := os.Stat(own); err != nil || !info.IsDir() {
+		variant = "" // there may be a classic hook of this name
+	}
+	var all []Hook
+	for _, phase := range Phases {
+		hooks, err := list(filepath.Join(dir, string(phase)), phase, "")
+		if err != nil {
+			return nil, err
+		}
+		if variant != "" {
+			others, err := list(filepath.Join(own, variant, string(phase)), phase, variant)
+			if err != nil {
+				return nil, err
+			}
+			hooks = override(hooks, others)
+		}
+		all = append(all, hooks...)
+	}
+	return all, nil
+}
+
+// override puts the hooks of a variant among the common ones.
+func override(common, own []Hook) []Hook {
+	hooks := slices.DeleteFunc(common, func(h Hook) bool {
+		return slices.ContainsFunc(own, func(o Hook) bool { return o.Name == h.Name })
+	})
+	hooks = append(hooks, own...)
+	slices.SortFunc(hooks, func(a, b Hook) int { return cmp.Compare(a.Name, b.Name) }) // by bytes
+	return hooks
+}
+
+// In returns those of the hooks that are of a phase.
+func In(hooks []Hook, phase Phase) []Hook {
+	return slices.DeleteFunc(slices.Clone(hooks), func(h Hook) bool { return h.Phase != phase })
+}
+
+// list returns the hooks of one directory.
+func list(dir string, phase Phase, variant string) ([]Hook, error) {
 	entries, err := os.ReadDir(dir) // sorted by bytes, as run-parts sorts in the C locale
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) && filepath.Base(dir) == string(phase) {
+		return nil, nil // a classic hook may have the name of a phase
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the hook directory (CUSTOMIZE_DIR): %w", err)
@@ -54,7 +119,8 @@ func List(dir string) ([]Hook, error) {
 			return nil, fmt.Errorf("cannot use the hook %s: %w", path, err)
 		}
 		if info.Mode().IsRegular() {
-			hooks = append(hooks, Hook{Name: entry.Name(), Path: path, Enabled: info.Mode()&0o111 != 0, Ours: isLauncher(path, entry.Name())})
+			hooks = append(hooks, Hook{Name: entry.Name(), Path: path, Enabled: info.Mode()&0o111 != 0,
+				Ours: isLauncher(path, entry.Name()), Phase: phase, Variant: variant})
 		}
 	}
 	return hooks, nil
@@ -108,53 +174,6 @@ func isThisProgram(path string) bool {
 	}
 	other, err := os.Stat(path)
 	return err == nil && os.SameFile(self, other)
-}
-
-// grace is how long a hook that is asked to stop has before it is killed.
-const grace = 5 * time.Second
-
-// Run runs the hooks one after another with the environment environ, in the
-// directory dir, their output going to our standard error. As run-parts does
-// it runs every hook even if an earlier one failed; the error then names each
-// that failed. Only a cancelled ctx ends it early: the running hook and all it
-// started get SIGTERM, and SIGKILL after five seconds.
-func Run(ctx context.Context, hooks []Hook, environ []string, dir string) error {
-	var failed []error
-	for _, h := range hooks {
-		if err := h.run(ctx, environ, dir); err != nil {
-			failed = append(failed, err)
-		}
-		if ctx.Err() != nil {
-			break
-		}
-	}
-	return errors.Join(failed...)
-}
-
-func (h Hook) run(ctx context.Context, environ []string, dir string) error {
-	start := time.Now()
-	cmd := exec.CommandContext(ctx, h.Path)
-	cmd.Dir, cmd.Env = dir, environ
-	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	// A group of its own, so that what a hook left in the background goes
-	// too and cannot keep the guest's file system busy.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
-	cmd.WaitDelay = grace
-	err := cmd.Run()
-	if cmd.Process != nil {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-	}
-	switch {
-	case ctx.Err() != nil:
-		return fmt.Errorf("cannot finish the hook %s: %w", h.Path, context.Cause(ctx))
-	case errors.Is(err, syscall.ENOEXEC):
-		return fmt.Errorf("cannot run the hook %s: it has no #! line: %w", h.Path, err)
-	case err != nil:
-		return fmt.Errorf("the hook %s failed: %w", h.Path, err)
-	}
-	slog.Info("hook done", "hook", h.Name, "took", time.Since(start).Round(time.Millisecond))
-	return nil
 }
 
 // SetEnabled switches a hook on or off by its mode, as administrators and

@@ -41,7 +41,7 @@ func TestListAgreesWithRunParts(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	hooks, err := List(dir)
+	hooks, err := ListAll(dir, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func TestListAgreesWithRunParts(t *testing.T) {
 }
 
 func TestListWithoutDirectory(t *testing.T) {
-	hooks, err := List(filepath.Join(t.TempDir(), "missing"))
+	hooks, err := ListAll(filepath.Join(t.TempDir(), "missing"), "v")
 	if err != nil || hooks != nil {
 		t.Errorf("got %v, %v", hooks, err)
 	}
@@ -72,7 +72,7 @@ func TestListDanglingLink(t *testing.T) {
 	if err := os.Symlink("gone", filepath.Join(dir, "site")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := List(dir); err == nil || !strings.Contains(err.Error(), "site") {
+	if _, err := ListAll(dir, ""); err == nil || !strings.Contains(err.Error(), "site") {
 		t.Errorf("got %v, want an error that names the hook", err)
 	}
 }
@@ -113,7 +113,7 @@ func TestRunAllThenFail(t *testing.T) {
 		{Name: "c", Path: write(t, dir, "c", "#!/bin/sh\necho c >>"+out+"\n", 0o755)},
 		{Name: "d", Path: write(t, dir, "d", "echo no interpreter\n", 0o755)},
 	}
-	err := Run(t.Context(), hooks, []string{"X=value", "PATH=/usr/bin:/bin"}, "/usr")
+	err := Runner{Environ: []string{"X=value", "PATH=/usr/bin:/bin"}, Dir: "/usr"}.Run(t.Context(), hooks)
 	if err == nil || !strings.Contains(err.Error(), "/b failed: exit status 3") || !strings.Contains(err.Error(), "#! line") {
 		t.Errorf("got %v", err)
 	}
@@ -153,7 +153,7 @@ func TestRunCancelledEndsTheWholeGroup(t *testing.T) {
 			time.Sleep(5 * time.Millisecond)
 		}
 	}()
-	err := Run(ctx, []Hook{h}, []string{"PATH=/usr/bin:/bin"}, "/")
+	err := Runner{Environ: []string{"PATH=/usr/bin:/bin"}, Dir: "/"}.Run(ctx, []Hook{h})
 	if err == nil || !strings.Contains(err.Error(), "asked to stop") {
 		t.Fatalf("got %v", err)
 	}
@@ -164,7 +164,7 @@ func TestRunEndsWhatAHookLeftBehind(t *testing.T) {
 	dir := t.TempDir()
 	pidfile := filepath.Join(dir, "pid")
 	h := Hook{Name: "bg", Path: write(t, dir, "bg", "#!/bin/sh\nsleep 1000 &\necho $! >"+pidfile+"\n", 0o755)}
-	if err := Run(t.Context(), []Hook{h}, []string{"PATH=/usr/bin:/bin"}, "/"); err != nil {
+	if err := (Runner{Environ: []string{"PATH=/usr/bin:/bin"}, Dir: "/"}).Run(t.Context(), []Hook{h}); err != nil {
 		t.Fatal(err)
 	}
 	ended(t, pidfile)

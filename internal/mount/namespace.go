@@ -88,25 +88,3 @@ func Prepare() error {
 	}
 	return nil
 }
-
-// EndOthers kills every other process of the pid namespace, such as one that a
-// hook left in the background, and tells how many there were.
-func EndOthers() int {
-	if os.Getpid() != 1 || unix.Kill(-1, unix.SIGKILL) != nil {
-		return 0
-	}
-	ended := 0
-	for {
-		var status unix.WaitStatus
-		_, err := unix.Wait4(-1, &status, 0, nil)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return ended
-		}
-		if status.Signal() == unix.SIGKILL {
-			ended++
-		}
-	}
-}

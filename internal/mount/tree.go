@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"ganeti-instance-image/internal/block"
@@ -46,7 +45,6 @@ type Tree struct {
 	parts []*Part
 	flags uintptr
 	leave string
-	own   []string // what we mounted, in order
 	steps *undo.Stack
 }
 
@@ -285,7 +283,6 @@ func (t *Tree) mount(part *Part, dir string, options []string) error {
 
 // keep has dir unmounted at the end.
 func (t *Tree) keep(dir string) {
-	t.own = append(t.own, dir)
 	t.steps.Push("unmount "+dir, func() error { return unmount(dir) })
 }
 
@@ -410,28 +407,6 @@ func isDisk0Partition(name string, number int) bool {
 func isVolume(name, group, volume string) bool {
 	double := func(s string) string { return strings.ReplaceAll(s, "-", "--") }
 	return name == "/dev/"+group+"/"+volume || name == "/dev/mapper/"+double(group)+"-"+double(volume)
-}
-
-// ReleaseForeign unmounts what others, such as a hook, mounted below the tree
-// and left there, and returns where it was.
-func (t *Tree) ReleaseForeign() ([]string, error) {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(t.Dir))
-	if err != nil {
-		return nil, fmt.Errorf("cannot list what is mounted below %s: %w", t.Dir, err)
-	}
-	var released []string
-	var errs []error
-	for _, m := range slices.Backward(mounts) {
-		if slices.Contains(t.own, m.Mountpoint) {
-			continue
-		}
-		if err := unmount(m.Mountpoint); err != nil {
-			errs = append(errs, fmt.Errorf("cannot unmount %s, which a hook left mounted: %w", m.Mountpoint, err))
-			continue
-		}
-		released = append(released, m.Mountpoint)
-	}
-	return released, errors.Join(errs...)
 }
 
 // unmount unmounts dir; where it is busy the error names who holds it.

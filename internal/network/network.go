@@ -3,8 +3,8 @@
 // what Ganeti gives, or else by DHCP. It is a plan in the words of no
 // particular tool; others write it down for the guest.
 //
-// Left out: VLANs, bonds and bridges inside the guest, MTUs, and routes other
-// than the default ones.
+// Left out: VLANs, bonds and bridges inside the guest, and routes other than the
+// default ones.
 package network
 
 import (
@@ -26,11 +26,14 @@ type NIC struct {
 	MAC    net.HardwareAddr // what the guest finds the interface by
 	Source string           // where this comes from: a file, "Ganeti" or "DHCP"
 
-	DHCP4, DHCP6 bool
-	Metric       int // of the routes DHCP brings; 0 is the guest's default
+	DHCP4, DHCP6 bool // a client asks, DHCP6 whatever router advertisements say
+	// SLAAC: IPv6 by router advertisements, and by DHCPv6 where those say so.
+	SLAAC  bool
+	Metric int // of the routes that DHCP and advertisements bring; 0 is the guest's default
 	// NoRA: router advertisements are ignored, since both the IPv6 address and
 	// the gateway are given.
 	NoRA bool
+	MTU  int // bytes; 0 is the guest's default
 
 	Addresses []netip.Prefix // with the bits of the host part, as in 192.0.2.10/24
 	Routes    []Route
@@ -45,22 +48,25 @@ type Route struct {
 	OnLink bool // the gateway is outside of every prefix of the NIC
 }
 
-// Plan decides on every NIC of the instance, in Ganeti's order. NIC 0 takes
-// NETWORKS_DIR/instances/FQDN where that file exists; the other NICs, and NIC 0
-// without one, take the address and network that Ganeti gives, and DHCP where
-// it gives none. The setting SUBNET replaces Ganeti's network for NIC 0 by a
-// file of NETWORKS_DIR/subnets. Each address family has one default route, that
-// of the first NIC with a gateway; the name servers are set for the NIC that
-// has it.
+// Plan decides on every NIC of the instance, in Ganeti's order. A NIC takes what
+// NETWORKS_DIR/instances/FQDN says of it; one of which that file says nothing
+// takes the address and network that Ganeti gives, and DHCP where it gives none.
+// The setting SUBNET replaces Ganeti's network for NIC 0 by a file of
+// NETWORKS_DIR/subnets. Each address family has one default route, that of the
+// first NIC with a gateway; the name servers are set for the NIC that has it.
 //
 // Errors name the file and line, or Ganeti's variable.
 func Plan(ctx context.Context, s *settings.Settings, inst osapi.Instance) ([]NIC, error) {
+	f := files{set: s, vars: environment(s, inst), subnet: value{text: s.Subnet, where: s.Origin("SUBNET").String()}}
+	if err := f.readInstance(ctx, inst); err != nil {
+		return nil, err
+	}
 	var nics []NIC
 	for i, given := range inst.NICs {
 		if err := checkMAC(inst.NICs[:i], given); err != nil {
 			return nil, err
 		}
-		source, err := choose(ctx, s, inst, given)
+		source, err := f.choose(ctx, given)
 		if err != nil {
 			return nil, err
 		}
@@ -70,7 +76,11 @@ func Plan(ctx context.Context, s *settings.Settings, inst osapi.Instance) ([]NIC
 		}
 		nics = append(nics, nic)
 	}
+	if err := checkTwice(nics); err != nil {
+		return nil, err
+	}
 	keepOneDefault(nics)
+	setMetrics(nics)
 	placeDNS(s, nics)
 	return nics, nil
 }
@@ -87,6 +97,20 @@ func checkMAC(before []osapi.NIC, nic osapi.NIC) error {
 	return nil
 }
 
+// checkTwice refuses an address that two NICs are to have.
+func checkTwice(nics []NIC) error {
+	of := map[netip.Addr]int{}
+	for _, nic := range nics {
+		for _, address := range nic.Addresses {
+			if other, ok := of[address.Addr()]; ok {
+				return fmt.Errorf("cannot plan the network: NIC %d (from %s) and NIC %d would both have the address %v", nic.Index, nic.Source, other, address.Addr())
+			}
+			of[address.Addr()] = nic.Index
+		}
+	}
+	return nil
+}
+
 // source is what one NIC's configuration is made of, whoever says it.
 type source struct {
 	what      string // NIC.Source
@@ -96,24 +120,27 @@ type source struct {
 	search    []string
 	dhcp4     bool
 	dhcp6     bool
+	slaac     bool
+	mtu       int
 }
 
 // choose finds the source for a NIC by precedence.
-func choose(ctx context.Context, s *settings.Settings, inst osapi.Instance, nic osapi.NIC) (source, error) {
-	if nic.Index == 0 {
-		f := files{set: s, vars: environment(s, inst), subnet: value{s.Subnet, s.Origin("SUBNET").String()}}
-		from, found, err := f.instance(ctx, inst.Name)
-		if found || err != nil {
-			return from, err
-		}
-		if s.Subnet != "" && nic.IP.IsValid() {
-			return f.subnetFor(ctx, nic.IP)
-		}
+func (f files) choose(ctx context.Context, nic osapi.NIC) (source, error) {
+	from, found, err := f.instance(ctx, nic)
+	switch {
+	case found || err != nil:
+		return from, err
+	case nic.Index == 0 && f.subnet.text != "" && nic.IP.IsValid():
+		return f.subnetFor(ctx, nic)
 	}
+	return f.fromGanetiOrDHCP(nic), nil
+}
+
+func (f files) fromGanetiOrDHCP(nic osapi.NIC) source {
 	if nic.IP.IsValid() {
-		return fromGaneti(nic), nil
+		return fromGaneti(nic)
 	}
-	return fromDHCP(s, nic), nil
+	return fromDHCP(f.set, nic)
 }
 
 // fromGaneti takes NIC_n_IP, whose prefix length is that of the network it is
@@ -124,7 +151,7 @@ func fromGaneti(nic osapi.NIC) source {
 	if nic.IP.Is6() {
 		subnet, gateway = nic.Network.Subnet6, nic.Network.Gateway6
 	}
-	from := source{what: "Ganeti", dhcp6: nic.IP.Is4() && nic.Network.Subnet6.IsValid()}
+	from := source{what: "Ganeti", slaac: nic.IP.Is4() && nic.Network.Subnet6.IsValid()}
 	bits := nic.IP.BitLen()
 	if subnet.IsValid() && subnet.Contains(nic.IP) {
 		bits = subnet.Bits()
@@ -136,14 +163,14 @@ func fromGaneti(nic osapi.NIC) source {
 	case !subnet.IsValid() && nic.Mode != "routed":
 		// On a bridge, sites without Ganeti networks give the address for
 		// their DHCP server to hand out; without one of them there is no route.
-		from.dhcp4, from.dhcp6 = true, nic.IP.Is6()
+		from.dhcp4, from.slaac = true, nic.IP.Is6()
 		from.what = fmt.Sprintf("Ganeti and DHCP (NIC_%d_IP is in no Ganeti network, which would say its prefix and gateway)", nic.Index)
 	}
 	return from
 }
 
 func fromDHCP(s *settings.Settings, nic osapi.NIC) source {
-	from := source{what: "DHCP", dhcp4: true, dhcp6: nic.Network.Subnet6.IsValid()}
+	from := source{what: "DHCP", dhcp4: true, slaac: nic.Network.Subnet6.IsValid()}
 	if nic.Index == 0 && s.Subnet != "" {
 		from.what = fmt.Sprintf("DHCP (subnet %s is not used: Ganeti gives no NIC_0_IP)", s.Subnet)
 	}
@@ -154,12 +181,8 @@ func fromDHCP(s *settings.Settings, nic osapi.NIC) source {
 func (from source) nic(given osapi.NIC) (NIC, error) {
 	nic := NIC{
 		Index: given.Index, Name: fmt.Sprintf("nic%d", given.Index), MAC: given.MAC, Source: from.what,
-		DHCP4: from.dhcp4, DHCP6: from.dhcp6,
+		DHCP4: from.dhcp4, DHCP6: from.dhcp6, SLAAC: from.slaac, MTU: from.mtu,
 		Addresses: from.addresses, DNS: from.dns, Search: from.search,
-	}
-	if given.Index > 0 && (nic.DHCP4 || nic.DHCP6) {
-		// Two default routes by DHCP: the first NIC's must win, not the faster.
-		nic.Metric = 100 * (given.Index + 1)
 	}
 	for _, gateway := range from.gateways {
 		route, err := defaultRoute(gateway, from.addresses)
@@ -173,8 +196,9 @@ func (from source) nic(given osapi.NIC) (NIC, error) {
 }
 
 func defaultRoute(gateway netip.Addr, addresses []netip.Prefix) (Route, error) {
-	route := Route{To: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: gateway, OnLink: !gateway.IsLinkLocalUnicast()}
-	if gateway.Is6() {
+	route := Route{To: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: gateway, OnLink: true}
+	if gateway.Is6() { // fe80::/10 is on every link; 169.254.0.0/16 on none without its address
+		route.OnLink = !gateway.IsLinkLocalUnicast()
 		route.To = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 	}
 	reachable := false
@@ -209,6 +233,28 @@ func keepOneDefault(nics []NIC) {
 	}
 }
 
+// setMetrics has one NIC win where several bring a default route: a gateway that
+// is given before one that DHCP brings, and of those the first NIC's, not the
+// faster one's.
+func setMetrics(nics []NIC) {
+	given := map[bool]bool{} // by "is IPv4"
+	for _, nic := range nics {
+		for _, route := range nic.Routes {
+			given[route.To.Addr().Is4()] = true
+		}
+	}
+	for i := range nics {
+		nic := &nics[i]
+		auto6 := nic.DHCP6 || nic.SLAAC
+		switch {
+		case nic.DHCP4 && given[true] || auto6 && given[false]:
+			nic.Metric = 1000 + 100*(nic.Index+1)
+		case nic.Index > 0 && (nic.DHCP4 || auto6):
+			nic.Metric = 100 * (nic.Index + 1)
+		}
+	}
+}
+
 // placeDNS gives the site's name servers to one NIC: that with the default
 // route, or the first. A resolver that asks over each interface would otherwise
 // ask where the servers cannot be reached.
@@ -228,7 +274,9 @@ func placeDNS(s *settings.Settings, nics []NIC) {
 	if len(nics) > 0 {
 		nics[at].DNS = s.DNSServers
 		if len(nics[at].Search) == 0 {
-			nics[at].Search = s.DNSSearch
+			for _, name := range s.DNSSearch {
+				nics[at].Search = append(nics[at].Search, strings.TrimSuffix(name, "."))
+			}
 		}
 	}
 }
@@ -246,6 +294,11 @@ func environment(s *settings.Settings, inst osapi.Instance) map[string]string {
 			vars[fmt.Sprintf("NIC_%d_IP", nic.Index)] = nic.IP.String()
 		}
 		vars[fmt.Sprintf("NIC_%d_MAC", nic.Index)] = nic.MAC.String()
+		for name, text := range map[string]string{"LINK": nic.Link, "NETWORK_NAME": nic.Network.Name} {
+			if text != "" {
+				vars[fmt.Sprintf("NIC_%d_%s", nic.Index, name)] = text
+			}
+		}
 	}
 	return vars
 }

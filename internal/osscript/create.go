@@ -2,8 +2,7 @@
 // rename, each a sequence to be read from top to bottom, and the hooks this
 // project brings.
 //
-// Left out in this version, and refused in one sentence: import, export and
-// rename.
+// Left out in this version, and refused in one sentence: import and export.
 package osscript
 
 import (
@@ -14,6 +13,7 @@ import (
 
 	"ganeti-instance-image/internal/block"
 	"ganeti-instance-image/internal/deploy"
+	"ganeti-instance-image/internal/guest"
 	"ganeti-instance-image/internal/hook"
 	"ganeti-instance-image/internal/image"
 	"ganeti-instance-image/internal/layout"
@@ -45,13 +45,16 @@ type creation struct {
 	order     Order
 	inst      osapi.Instance
 	set       *settings.Settings
-	hooks     []hook.Hook  // the enabled ones
+	hooks     []hook.Hook  // the enabled ones, of all phases
 	img       image.Source // nil where Ganeti itself wrote the disk, and of a tree
 	tree      *treeImage   // nil of a disk image
 	imageType string       // as IMAGE_TYPE has it: qcow2, qemu, raw, tarball, dump
 	nics      []network.NIC
 	userData  []byte
-	facts     seed.Facts // of the guest, where it could be mounted
+	access    guest.Access // what users of the guest are to have
+	facts     seed.Facts   // of the guest, where it could be mounted
+	windows   bool         // the guest is Windows, as far as is known
+	unmet     []string     // what settings ask for and the seed cannot give, for the log
 	dev       *block.Device
 	others    []*otherDisk  // the further disks that have a use
 	table     *layout.Table // the image's; nil where there is none
@@ -92,6 +95,9 @@ func Deploy(ctx context.Context, env Env, order Order) (err error) {
 	if err := c.write(ctx); err != nil {
 		return err
 	}
+	if err := c.lookForWindows(c.dev, c.dev.Size()); err != nil {
+		return err
+	}
 	if err := c.grow(ctx); err != nil {
 		return err
 	}
@@ -128,7 +134,7 @@ func (c *creation) readInput(ctx context.Context) (err error) {
 	if c.order.Disk != 0 {
 		return nil
 	}
-	hooks, err := hook.List(c.set.CustomizeDir)
+	hooks, err := hook.ListAll(c.set.CustomizeDir, c.inst.Variant)
 	c.hooks = hook.Enabled(hooks)
 	return err
 }

@@ -16,6 +16,7 @@ import (
 	"ganeti-instance-image/internal/mount"
 	"ganeti-instance-image/internal/network"
 	"ganeti-instance-image/internal/seed"
+	"ganeti-instance-image/internal/settings"
 	"ganeti-instance-image/internal/undo"
 )
 
@@ -31,8 +32,8 @@ func (c *creation) checkHooks(ctx context.Context) (err error) {
 		if !h.Ours || !ours {
 			continue
 		}
-		if b.run == nil {
-			return classify(Refused, fmt.Errorf("cannot run the hook %s: this version does not bring it yet; disable it with: ganeti-image hooks disable %s", h.Name, h.Name))
+		if h.Phase != hook.AfterMount {
+			return fmt.Errorf("cannot run the hook %s: it works on a mounted guest, so move it to %s", h.Path, filepath.Join(c.set.CustomizeDir, h.Name))
 		}
 		if b.check != nil {
 			if err := b.check(ctx, c); err != nil {
@@ -61,20 +62,38 @@ func checkOverlays(_ context.Context, c *creation) error {
 	return nil
 }
 
-// customise makes the guest this instance: it is told of its further disks, and
-// the enabled hooks run on it.
-func (c *creation) customise(ctx context.Context) (err error) {
+// customise makes the guest this instance: the enabled hooks of each phase run,
+// and between them what the settings ask for.
+func (c *creation) customise(ctx context.Context) error {
 	if c.set.NoMount {
 		c.sayUntold("NOMOUNT is set")
 		return nil
 	}
 	if c.order.Disk == 0 {
-		sayWhatStays(c.hooks)
+		c.sayWhatStays()
 	}
-	if len(c.hooks) == 0 && len(c.others) == 0 && (c.tree == nil || c.set.GRUB == "no") {
+	if !c.hasWork() {
 		return nil
 	}
 	c.guard()
+	if err := c.runOutside(ctx, hook.BeforeMount); err != nil {
+		return err
+	}
+	if err := c.customiseMounted(ctx); err != nil {
+		return err
+	}
+	return c.runOutside(ctx, hook.AfterUnmount)
+}
+
+// hasWork tells whether anything is to be done to the guest.
+func (c *creation) hasWork() bool {
+	return len(c.hooks) > 0 || len(c.others) > 0 || c.tree != nil && c.set.GRUB != "no" ||
+		c.wantsIdentity() || c.wantsAccess() || c.set.Initramfs == "rebuild" && c.order.Disk == 0
+}
+
+// customiseMounted does what needs the guest's file systems. A guest that is no
+// Linux system, or that cannot be mounted here, is left as it is.
+func (c *creation) customiseMounted(ctx context.Context) (err error) {
 	var steps undo.Stack
 	defer steps.Unwind(&err)
 	options := mount.Options{Trusted: c.trusted()}
@@ -87,7 +106,7 @@ func (c *creation) customise(ctx context.Context) (err error) {
 		c.sayUntold("there is no root file system")
 		return nil
 	}
-	if err != nil && c.tree == nil && len(c.hooks) == 0 && ctx.Err() == nil {
+	if err != nil && c.tree == nil && len(hook.In(c.hooks, hook.AfterMount)) == 0 && ctx.Err() == nil {
 		slog.Warn("the guest is left as it is, with a seed in it if it has one: it cannot be mounted here", "cause", err)
 		c.sayUntold("it cannot be mounted")
 		return nil
@@ -95,20 +114,52 @@ func (c *creation) customise(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	return c.customiseTree(ctx, tree, &steps)
+}
+
+func (c *creation) customiseTree(ctx context.Context, tree *mount.Tree, steps *undo.Stack) error {
 	if err := c.checkMounted(tree); err != nil {
 		return err
 	}
-	if err := c.tellOfDisks(tree); err != nil {
-		return err
+	if what, immutable := tree.Root.Immutable(); immutable {
+		return c.leaveAlone(ctx, tree, what)
 	}
-	if err := c.installLoader(ctx, tree, &steps); err != nil {
-		return err
+	for _, step := range []func() error{
+		func() error { return c.tellOfDisks(tree) },
+		func() error { return c.resetIdentity(tree.Root) },
+		func() error { return c.installLoader(ctx, tree, steps) },
+		func() error { return c.runHooks(ctx, tree) },
+		func() error { return c.grantAccess(tree.Root) },
+		func() error { return c.rebuildInitramfs(ctx, tree) },
+		func() error { return relabel(tree.Root) },
+	} {
+		if err := step(); err != nil {
+			return err
+		}
 	}
-	return c.runHooks(ctx, tree, &steps)
+	return nil
 }
 
-// sayUntold says that a guest must be told of its further disks by hand.
+// leaveAlone has a guest whose files are not ours to write keep them: cloud-init
+// or Ignition make it this instance. The site's own hooks may know better.
+func (c *creation) leaveAlone(ctx context.Context, tree *mount.Tree, what string) error {
+	var left []string
+	c.hooks = slices.DeleteFunc(slices.Clone(c.hooks), func(h hook.Hook) bool {
+		if h.Ours {
+			left = append(left, h.Name)
+		}
+		return h.Ours
+	})
+	slog.Warn("the guest's files are left alone: it is "+what+"; a seed on a disk (SEED_DISK), or Ignition, can make it this instance", "hooks", strings.Join(left, " "))
+	c.sayUntold("its files are left alone")
+	return c.runHooks(ctx, tree)
+}
+
+// sayUntold says what a guest that is not mounted must be told by hand.
 func (c *creation) sayUntold(why string) {
+	if c.wantsAccess() && c.seedDisk() == nil {
+		slog.Warn("the guest does not get the passwords, keys and files of the settings: " + why)
+	}
 	for _, d := range c.others {
 		if d.use.What != "seed" {
 			slog.Warn("the guest's fstab does not name the disk: "+why, "disk", d.index, "by", d.by, "uuid", d.info.UUID)
@@ -127,45 +178,44 @@ func (c *creation) tellOfDisks(tree *mount.Tree) error {
 	}
 	c.facts = seed.Facts{Bash: tree.Root.Exists("/bin/bash"), CloudInit: tree.Root.CloudInit()}
 	changes, err := seed.Remove(tree.Root)
-	for _, change := range changes {
-		slog.Info("cloud-init: " + change)
-	}
+	say("cloud-init", changes)
 	return err
 }
 
-func (c *creation) runHooks(ctx context.Context, tree *mount.Tree, steps *undo.Stack) error {
-	if len(c.hooks) == 0 {
+// runHooks runs the hooks that work on the mounted guest.
+func (c *creation) runHooks(ctx context.Context, tree *mount.Tree) error {
+	return c.runPhase(ctx, hook.AfterMount, tree)
+}
+
+// runOutside runs hooks that work on the disk alone: nothing of it is mounted.
+func (c *creation) runOutside(ctx context.Context, phase hook.Phase) error {
+	return c.runPhase(ctx, phase, &mount.Tree{})
+}
+
+func (c *creation) runPhase(ctx context.Context, phase hook.Phase, tree *mount.Tree) (err error) {
+	hooks := hook.In(c.hooks, phase)
+	if len(hooks) == 0 {
 		return nil
 	}
-	environ, err := c.hookEnviron(tree, steps)
+	var steps undo.Stack
+	defer steps.Unwind(&err)
+	environ, err := c.hookEnviron(tree, &steps)
 	if err != nil {
 		return err
 	}
-	steps.Push("release what hooks left", func() error { return releaseForeign(tree) })
-	return classify(HookFailed, hook.Run(ctx, c.hooks, environ, c.env.OSDir))
-}
-
-// releaseForeign ends what hooks left running or mounted, which would keep the
-// guest's file systems busy.
-func releaseForeign(tree *mount.Tree) error {
-	if n := mount.EndOthers(); n > 0 {
-		slog.Warn("a hook left programs running; they were ended", "number", n)
-	}
-	released, err := tree.ReleaseForeign()
-	if len(released) > 0 {
-		slog.Warn("a hook left file systems mounted in the guest; they were unmounted", "where", strings.Join(released, " "))
-	}
-	return err
+	runner := hook.Runner{Environ: environ, Dir: c.env.OSDir, Timeout: c.set.HookTimeout, Target: tree.Dir, Alone: true}
+	return classify(HookFailed, runner.Run(ctx, hooks))
 }
 
 // trusted tells whether a hook of the site's own is enabled, which may chroot
 // into the guest and so needs its device nodes and set-id programs.
 func (c *creation) trusted() bool {
-	foreign := slices.IndexFunc(c.hooks, func(h hook.Hook) bool { return !h.Ours })
+	hooks := hook.In(c.hooks, hook.AfterMount)
+	foreign := slices.IndexFunc(hooks, func(h hook.Hook) bool { return !h.Ours })
 	if foreign < 0 {
 		return false
 	}
-	slog.Info("the guest is mounted with device nodes and set-id programs active, for a hook of the site's own", "hook", c.hooks[foreign].Name)
+	slog.Info("the guest is mounted with device nodes and set-id programs active, for a hook of the site's own", "hook", hooks[foreign].Name)
 	return true
 }
 
@@ -179,17 +229,20 @@ var keeps = []struct {
 }
 
 // sayWhatStays tells in one line what is left alone, and how to change that.
-func sayWhatStays(hooks []hook.Hook) {
+func (c *creation) sayWhatStays() {
 	var what, names []string
 	for _, k := range keeps {
-		if !slices.ContainsFunc(hooks, func(h hook.Hook) bool { return slices.Contains(k.hooks, h.Name) }) {
+		if !slices.ContainsFunc(k.hooks, c.enabled) {
 			what = append(what, k.what)
 			names = append(names, k.hooks[0])
 		}
 	}
-	if len(hooks) == 0 {
-		slog.Warn("no hook is enabled, so the guest keeps " + strings.Join(what, ", ") +
-			"; to change that: ganeti-image hooks enable " + strings.Join(names, " "))
+	if len(c.hooks) == 0 {
+		text := "no hook is enabled, so the guest keeps " + strings.Join(what, ", ")
+		if !c.wantsIdentity() {
+			text += ", and its machine-id and the like (IDENTITY=yes)"
+		}
+		slog.Warn(text + "; to change that: ganeti-image hooks enable " + strings.Join(names, " "))
 		return
 	}
 	for i := range what {
@@ -216,7 +269,7 @@ func (c *creation) hookEnviron(tree *mount.Tree, steps *undo.Stack) ([]string, e
 	if err := os.WriteFile(userData, c.userData, 0o600); err != nil {
 		return nil, fmt.Errorf("cannot hand the user-data to the hooks: %w", err)
 	}
-	environ := slices.Concat(c.env.Environ, c.set.Environ())
+	environ := slices.Concat(settings.WithoutSecrets(c.env.Environ), c.set.Environ())
 	return append(environ,
 		"TARGET="+tree.Dir,
 		"BLOCKDEV="+blockdev,
@@ -237,8 +290,11 @@ func (c *creation) blockDevice(steps *undo.Stack) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		steps.Push("detach "+loop.Path(), loop.Detach)
 		c.whole = loop.Path()
+		steps.Push("detach "+c.whole, func() error {
+			c.whole = ""
+			return loop.Detach()
+		})
 	}
 	return c.whole, nil
 }

@@ -254,7 +254,25 @@ func (c *creation) readSeed(ctx context.Context) (err error) {
 	return err
 }
 
+// lookForWindows finds out whether the guest on a disk, or in an image, is one
+// that gets another seed.
+func (c *creation) lookForWindows(disk io.ReaderAt, length size.Bytes) (err error) {
+	if c.order.Disk != 0 {
+		return nil
+	}
+	c.windows, err = seed.HasWindows(disk, length)
+	return classify(Disk, err)
+}
+
 func (c *creation) seedISO(facts seed.Facts) ([]byte, error) {
+	if c.windows {
+		files, unmet, err := seed.WindowsFiles(c.set, c.inst, c.nics, c.userData)
+		if err != nil {
+			return nil, err
+		}
+		c.unmet = unmet
+		return seed.ISO(files)
+	}
 	facts.UserData = c.userData
 	files, err := seed.Files(c.set, c.inst, c.nics, facts)
 	if err != nil {
@@ -355,7 +373,10 @@ func (c *creation) writeSeed() error {
 	if _, err := d.dev.WriteAt(iso, 0); err != nil {
 		return classify(Disk, fmt.Errorf("cannot write the seed to disk %d (%s): %w", d.index, d.by, err))
 	}
-	slog.Info("wrote the seed for cloud-init", "disk", d.index, "label", "cidata", "size", size.Bytes(len(iso)), "by", d.by)
+	for _, warning := range c.unmet {
+		slog.Warn(warning)
+	}
+	slog.Info("wrote the seed", "for", map[bool]string{true: "Windows", false: "cloud-init"}[c.windows], "disk", d.index, "label", "cidata", "size", size.Bytes(len(iso)), "by", d.by)
 	return classify(Disk, d.dev.Sync())
 }
 
@@ -382,8 +403,8 @@ func WriteSeed(ctx context.Context, env Env, index int) (err error) {
 	if d == nil {
 		return classify(Input, errors.New("cannot write the seed: no disk is chosen; name one as INSTANCE:DISK, or set SEED_DISK"))
 	}
-	if d.dev, err = c.openDisk(d.index); err != nil {
-		return classify(Disk, err)
+	if err := c.openForSeed(d); err != nil {
+		return err
 	}
 	if err := c.checkOthers(ctx); err != nil {
 		return err
@@ -391,7 +412,20 @@ func WriteSeed(ctx context.Context, env Env, index int) (err error) {
 	return c.writeSeed()
 }
 
-// SeedISO makes the seed of an instance as the bytes of a disk.
+// openForSeed opens the disk of the seed, and the first one to see what guest it
+// is for.
+func (c *creation) openForSeed(d *otherDisk) (err error) {
+	if d.dev, err = c.openDisk(d.index); err != nil {
+		return classify(Disk, err)
+	}
+	if c.dev, err = c.openDisk(0); err != nil {
+		return classify(Disk, err)
+	}
+	return c.lookForWindows(c.dev, c.dev.Size())
+}
+
+// SeedISO makes the seed of an instance as the bytes of a disk. Where its first
+// disk is cannot be known here: NOMOUNT says that it is Windows'.
 func SeedISO(ctx context.Context, env Env) (_ []byte, err error) {
 	var steps undo.Stack
 	defer steps.Unwind(&err)
@@ -402,6 +436,10 @@ func SeedISO(ctx context.Context, env Env) (_ []byte, err error) {
 	if err := c.readSeed(ctx); err != nil {
 		return nil, classify(Input, err)
 	}
+	c.windows = c.set.NoMount
 	iso, err := c.seedISO(seed.Facts{})
+	for _, warning := range c.unmet {
+		slog.Warn(warning)
+	}
 	return iso, classify(Input, err)
 }

@@ -40,7 +40,7 @@ type growth struct {
 
 // check looks, before the disk is touched, at all that a later step will need:
 // room for the image, its table, the file system that is to grow, the programs
-// for it, and what the enabled hooks read. What a compressed image holds shows
+// for it, and what the enabled hooks and the settings for users read. What a compressed image holds shows
 // only when it is written.
 func (c *creation) check(ctx context.Context) error {
 	if err := c.checkImage(ctx); err != nil {
@@ -48,6 +48,9 @@ func (c *creation) check(ctx context.Context) error {
 	}
 	if err := c.checkOthers(ctx); err != nil {
 		return err
+	}
+	if err := c.readAccess(ctx); err != nil {
+		return classify(Input, err)
 	}
 	return classify(Input, c.checkHooks(ctx))
 }
@@ -66,6 +69,9 @@ func (c *creation) checkImage(ctx context.Context) error {
 			return classify(Disk, err)
 		}
 		if err := deploy.CheckEnds(img); err != nil {
+			return classify(Image, err)
+		}
+		if err := c.lookForWindows(img, img.Size()); err != nil {
 			return classify(Image, err)
 		}
 		return c.inspect(img, img.Size())

@@ -35,15 +35,14 @@ type customisation struct {
 	environ []string
 }
 
-// Builtins are the hooks this project brings, in the order they run in. One
-// without run is installed, since a site may have switched it on, and refused.
+// Builtins are the hooks this project brings, in the order they run in.
 var Builtins = []Builtin{
 	{"cloud-init", "write a NoCloud seed: name, network, users and the site's user-data", checkCloudInit, runCloudInit},
 	{"grub", "install the boot loader of a tarball or dump; disk images bring their own", nil, runGRUB},
-	{"interfaces", "write the guest's network configuration, host name and identity", checkInterfaces, runInterfaces},
+	{"interfaces", "write the guest's network configuration and host name", checkInterfaces, runInterfaces},
 	{"overlays", "copy the directory OVERLAY names into the guest", checkOverlays, runOverlays},
 	{"ssh", "replace the ssh host keys", nil, runSSH},
-	{"zz_ddns", "have the guest send its name to the DHCP server", nil, nil},
+	{"zz_ddns", "have the guest send its name to the DHCP server", nil, runDDNS},
 }
 
 func builtin(name string) (Builtin, bool) {
@@ -59,7 +58,7 @@ func builtin(name string) (Builtin, bool) {
 // that name does to the guest below TARGET.
 func RunHook(ctx context.Context, name string, environ []string) error {
 	b, ok := builtin(name)
-	if !ok || b.run == nil {
+	if !ok {
 		return classify(Refused, fmt.Errorf("cannot run the hook %q: this program does not bring it", name))
 	}
 	target := lookup(environ, "TARGET")
@@ -78,7 +77,10 @@ func RunHook(ctx context.Context, name string, environ []string) error {
 		return err
 	}
 	defer c.root.Close()
-	return b.run(ctx, c)
+	if err := b.run(ctx, c); err != nil {
+		return err
+	}
+	return relabel(c.root)
 }
 
 func runCloudInit(ctx context.Context, c *customisation) error {
@@ -106,14 +108,11 @@ func runCloudInit(ctx context.Context, c *customisation) error {
 		}
 	}
 	changes, err := seed.Write(c.root, files)
-	for _, change := range changes {
-		slog.Info("cloud-init: " + change)
-	}
+	say("cloud-init", changes)
 	return err
 }
 
-// runInterfaces also names the guest, and takes from it what must be each
-// system's own. Where cloud-init is in the guest too, its
+// runInterfaces also names the guest. Where cloud-init is in the guest too, its
 // own network configuration is switched off: two on one interface are one too many.
 func runInterfaces(ctx context.Context, c *customisation) error {
 	nics, err := network.Plan(ctx, c.set, c.inst)
@@ -125,15 +124,12 @@ func runInterfaces(ctx context.Context, c *customisation) error {
 	}
 	for _, step := range []func() ([]string, error){
 		func() ([]string, error) { return c.root.SetHostname(c.inst.Name, firstAddress(nics)) },
-		func() ([]string, error) { return c.root.ResetIdentity(false) }, // also rules for names of NICs, which may be written next
 		func() ([]string, error) {
 			return render.Write(c.root, nics, render.Options{CloudInit: c.root.HasCloudInit()})
 		},
 	} {
 		changes, err := step()
-		for _, change := range changes {
-			slog.Info("interfaces: " + change)
-		}
+		say("interfaces", changes)
 		if err != nil {
 			return err
 		}
@@ -153,9 +149,13 @@ func firstAddress(nics []network.NIC) netip.Addr {
 
 func runSSH(_ context.Context, c *customisation) error {
 	changes, err := c.root.ReplaceHostKeys(c.inst.Name)
-	for _, change := range changes {
-		slog.Info("ssh: " + change)
-	}
+	say("ssh", changes)
+	return err
+}
+
+func runDDNS(_ context.Context, c *customisation) error {
+	changes, err := c.root.SendHostname(c.inst.Name)
+	say("zz_ddns", changes)
 	return err
 }
 

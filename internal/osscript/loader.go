@@ -58,9 +58,7 @@ func makeBootable(ctx context.Context, c *customisation, path string, rootNumber
 		}
 	}
 	changes, err := grub.Install(ctx, target)
-	for _, change := range changes {
-		slog.Info("grub: " + change)
-	}
+	say("grub", changes)
 	return err
 }
 

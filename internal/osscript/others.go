@@ -36,9 +36,6 @@ func Import(stdin io.Reader) error {
 // Export refuses.
 func Export() error { return refuse("export an instance") }
 
-// Rename refuses.
-func Rename() error { return refuse("rename a guest; the instance has its new name in Ganeti") }
-
 func refuse(what string) error {
 	return classify(Refused, fmt.Errorf("cannot %s: this version does not do that yet", what))
 }

@@ -129,7 +129,7 @@ func (c *creation) hasLoader() bool {
 // enabled tells whether a hook of that name is, ours or one that a site has in
 // its place.
 func (c *creation) enabled(name string) bool {
-	return slices.ContainsFunc(c.hooks, func(h hook.Hook) bool { return h.Name == name })
+	return slices.ContainsFunc(c.hooks, func(h hook.Hook) bool { return h.Name == name && h.Phase == hook.AfterMount })
 }
 
 // checkTree plans the disk, and makes sure that the programs for it are there.
@@ -434,9 +434,7 @@ func (c *creation) settle(ctx context.Context, root *guest.Root) error {
 		}
 		changes = append(changes, more...)
 	}
-	for _, change := range changes {
-		slog.Info("guest: " + change)
-	}
+	say("guest", changes)
 	c.sayWhetherItBoots()
 	return nil
 }

@@ -2,6 +2,7 @@ package render
 
 import (
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -112,15 +113,23 @@ const interfacesFile = "/etc/network/interfaces"
 
 func usesIfupdown(root *guest.Root) bool {
 	info, err := root.Stat(interfacesFile)
-	return err == nil && info.IsRegular() && hasProgram(root, "ifup") && serviceEnabled(root, "networking")
+	if err != nil || !info.IsRegular() || !hasProgram(root, "ifup") || !serviceEnabled(root, "networking") {
+		return false
+	}
+	// Where dhcpcd runs too and the file names no interface, they are dhcpcd's.
+	text, err := root.ReadFile(interfacesFile, fileLimit)
+	return err == nil && (!usesDhcpcd(root) || withoutInterfaces(string(text)) != string(text))
 }
 
 func usesNetworkd(root *guest.Root) bool {
 	return unitEnabled(root, "systemd-networkd.service")
 }
 
+// usesNetifrc tells whether OpenRC starts interfaces one by one. Gentoo has the
+// script for it also where dhcpcd is the service that takes all of them.
 func usesNetifrc(root *guest.Root) bool {
-	return root.Exists("/etc/init.d/net.lo")
+	starts := slices.ContainsFunc(root.Glob("/etc/runlevels/*/net.*"), func(name string) bool { return path.Base(name) != "net.lo" })
+	return root.Exists("/etc/init.d/net.lo") && (starts || !usesDhcpcd(root))
 }
 
 func usesDhcpcd(root *guest.Root) bool {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -16,9 +17,15 @@ import (
 // ifcfg writes for Red Hat's network scripts, and for NetworkManager of RHEL 8.
 // Up to RHEL 7 a file with both HWADDR and DEVICE renames the interface, early
 // and by the guest's own udev rules; later there are none, and NetworkManager
-// finds it by HWADDR alone.
+// finds it by HWADDR alone. Later scripts without NetworkManager need a name.
 func (w *writer) ifcfg() error {
-	renames := rhelMajor(w.root) <= 7
+	old := rhelMajor(w.root) <= 7
+	renames := old || !usesNetworkManager(w.root)
+	if renames && !old {
+		if err := w.rename(); err != nil {
+			return err
+		}
+	}
 	files := map[string]string{}
 	for _, nic := range w.nics {
 		name := nic.Name
@@ -31,7 +38,7 @@ func (w *writer) ifcfg() error {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
-		if err := w.put(scriptsDir+"/"+name, files[name], 0o644); err != nil {
+		if err := w.replace(scriptsDir+"/"+name, files[name]); err != nil {
 			return err
 		}
 	}
@@ -70,7 +77,10 @@ func ifcfgFiles(files map[string]string, nic network.NIC, name string, renames b
 	if renames {
 		zone = "%" + name
 	}
-	ifcfgV6(&text, v6, zone)
+	ifcfgV6(&text, v6, zone, nic.DHCP6)
+	if nic.MTU > 0 {
+		fmt.Fprintf(&text, "MTU=%d\n", nic.MTU)
+	}
 	if nic.Metric > 0 && (v4.auto || v6.auto) {
 		fmt.Fprintf(&text, "METRIC=%d\nIPV4_ROUTE_METRIC=%d\nIPV6_ROUTE_METRIC=%d\n", nic.Metric, nic.Metric, nic.Metric)
 	}
@@ -86,10 +96,10 @@ func ifcfgFiles(files map[string]string, nic network.NIC, name string, renames b
 		device = " dev " + name
 	}
 	if routes := ipRoutes(v4.routes, device); routes != "" {
-		files["route-"+name] = routes
+		files["route-"+name] = header + routes
 	}
 	if routes := ipRoutes(v6.routes, device); routes != "" {
-		files["route6-"+name] = routes
+		files["route6-"+name] = header + routes
 	}
 }
 
@@ -113,11 +123,17 @@ func ifcfgV4(text *strings.Builder, f family) {
 	}
 }
 
-func ifcfgV6(text *strings.Builder, f family, zone string) {
+func ifcfgV6(text *strings.Builder, f family, zone string, dhcp bool) {
 	if !f.auto && len(f.addresses) == 0 {
 		return
 	}
 	fmt.Fprintf(text, "IPV6INIT=yes\nIPV6_AUTOCONF=%s\n", yesNo(f.auto))
+	if dhcp {
+		text.WriteString("DHCPV6C=yes\n")
+	}
+	if f.auto { // NetworkManager's word; the scripts leave it to the kernel, which does so
+		text.WriteString("IPV6_ADDR_GEN_MODE=eui64\n")
+	}
 	var more []string
 	for i, address := range f.addresses {
 		if i == 0 {
@@ -175,7 +191,11 @@ func (w *writer) enableNetworking() error {
 		return err
 	}
 	// A gateway for all interfaces would be a second default route.
-	edited := setVariables(string(text), []variable{{"NETWORKING", "yes"}, {"GATEWAY", ""}, {"GATEWAYDEV", ""}, {"IPV6_DEFAULTGW", ""}, {"IPV6_DEFAULTDEV", ""}})
+	set := []variable{{"NETWORKING", "yes"}, {"GATEWAY", ""}, {"GATEWAYDEV", ""}, {"IPV6_DEFAULTGW", ""}, {"IPV6_DEFAULTDEV", ""}}
+	if slices.ContainsFunc(w.nics, usesIPv6) {
+		set = append(set, variable{"NETWORKING_IPV6", "yes"})
+	}
+	edited := setVariables(string(text), set)
 	return w.put(name, edited, 0o644)
 }
 
@@ -217,7 +237,7 @@ func (w *writer) wicked() error {
 		name := ethName(nic)
 		files["ifcfg-"+name] = wickedFile(nic)
 		if routes := wickedRoutes(nic.Routes); routes != "" {
-			files["ifroute-"+name] = routes
+			files["ifroute-"+name] = header + routes
 		}
 	}
 	if err := w.moveIfcfg(wickedDir, files); err != nil {
@@ -229,28 +249,54 @@ func (w *writer) wicked() error {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
-		if err := w.put(path.Join(wickedDir, name), files[name], 0o644); err != nil {
+		if err := w.replace(path.Join(wickedDir, name), files[name]); err != nil {
 			return err
 		}
+	}
+	if err := w.ignoreRA(); err != nil {
+		return err
 	}
 	return w.netconfig()
 }
 
+// ignoreRA has the kernel ignore router advertisements where an address and a
+// gateway are given, for a tool with no word for it: wicked reads these files
+// itself, and udev has them applied to an interface that appears.
+func (w *writer) ignoreRA() error {
+	text := ""
+	for _, nic := range w.nics {
+		if nic.NoRA {
+			text += fmt.Sprintf("net.ipv6.conf.%s.accept_ra = 0\n", ethName(nic))
+		}
+	}
+	const name = "/etc/sysctl.d/60-ganeti-network.conf"
+	if text == "" && !w.root.Exists(name) {
+		return nil
+	}
+	return w.put(name, header+text, 0o644)
+}
+
 // wickedFile is an ifcfg(5) of SUSE.
 func wickedFile(nic network.NIC) string {
-	boot := "static"
+	var ways []string // beside which addresses and routes that are given count too
 	switch {
-	case nic.DHCP4 && nic.DHCP6:
-		boot = "dhcp"
+	case nic.DHCP4 && nic.DHCP6: // one of them is enough to be up
+		ways = []string{"dhcp"}
 	case nic.DHCP4:
-		boot = "dhcp4"
+		ways = []string{"dhcp4"}
 	case nic.DHCP6:
-		boot = "auto6"
+		ways = []string{"dhcp6"}
 	}
-	if len(nic.Addresses) > 0 && boot != "static" {
-		boot += "+static"
+	if nic.SLAAC {
+		ways = append(ways, "auto6")
 	}
-	text := fmt.Sprintf("%sBOOTPROTO='%s'\nSTARTMODE='auto'\n", header, boot)
+	if len(ways) == 0 {
+		ways = []string{"static"}
+	}
+	text := fmt.Sprintf("%sBOOTPROTO='%s'\nSTARTMODE='auto'\n", header, strings.Join(ways, "+"))
+	if nic.MTU > 0 {
+		text += fmt.Sprintf("MTU='%d'\n", nic.MTU)
+	}
 	for i, address := range nic.Addresses {
 		suffix := ""
 		if i > 0 {
@@ -277,6 +323,9 @@ func wickedRoutes(routes []network.Route) string {
 	return text.String()
 }
 
+// noPolicy finds the empty policy by which netconfig is off.
+var noPolicy = regexp.MustCompile(`(?m)^NETCONFIG_DNS_POLICY=(""|'')?\s*$`)
+
 // netconfig tells SUSE's netconfig, which writes resolv.conf, the name servers.
 func (w *writer) netconfig() error {
 	servers, search := w.dns()
@@ -292,5 +341,9 @@ func (w *writer) netconfig() error {
 		return err
 	}
 	quote := func(words []string) string { return `"` + strings.Join(words, " ") + `"` }
-	return w.put(name, setVariables(string(text), []variable{{"NETCONFIG_DNS_STATIC_SERVERS", quote(servers)}, {"NETCONFIG_DNS_STATIC_SEARCHLIST", quote(search)}}), 0o644)
+	set := []variable{{"NETCONFIG_DNS_STATIC_SERVERS", quote(servers)}, {"NETCONFIG_DNS_STATIC_SEARCHLIST", quote(search)}}
+	if noPolicy.Match(text) { // then netconfig would leave resolv.conf alone
+		set = append(set, variable{"NETCONFIG_DNS_POLICY", `"auto"`})
+	}
+	return w.put(name, setVariables(string(text), set), 0o644)
 }

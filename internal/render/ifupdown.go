@@ -43,8 +43,11 @@ func debianVersion(root *guest.Root, name string) string {
 	if err != nil {
 		return ""
 	}
-	_, after, _ := bytes.Cut(text, []byte("\nPackage: "+name+"\n"))
+	_, after, _ := bytes.Cut(append([]byte("\n"), text...), []byte("\nPackage: "+name+"\n"))
 	stanza, _, _ := bytes.Cut(after, []byte("\n\n"))
+	if !bytes.Contains(stanza, []byte(" installed\n")) { // what was removed may still be listed
+		return ""
+	}
 	for line := range bytes.Lines(stanza) {
 		if version, ok := bytes.CutPrefix(line, []byte("Version: ")); ok {
 			return string(bytes.TrimSpace(version))
@@ -106,7 +109,7 @@ func (w *writer) editInterfaces(edit func(old string) string) error {
 	if text == string(old) {
 		return nil
 	}
-	if err := w.put("/etc/network"+aside+"/interfaces", string(old), 0o600); err != nil {
+	if err := w.put(keptName(interfacesFile), string(old), 0o600); err != nil {
 		return err
 	}
 	return w.put(interfacesFile, text, 0o644)
@@ -218,7 +221,7 @@ func (d dialect) nic(out *strings.Builder, nic network.NIC) {
 	}
 	v4, v6 := byFamily(nic)
 	d.stanza(out, nic, name, "inet", v4)
-	if len(v6.addresses) > 0 || len(v6.routes) > 0 || nic.DHCP6 {
+	if len(v6.addresses) > 0 || len(v6.routes) > 0 || v6.auto {
 		d.stanza(out, nic, name, "inet6", v6)
 	}
 }
@@ -231,7 +234,7 @@ type family struct {
 }
 
 func byFamily(nic network.NIC) (v4, v6 family) {
-	v4.auto, v6.auto = nic.DHCP4, nic.DHCP6
+	v4.auto, v6.auto = nic.DHCP4, nic.DHCP6 || nic.SLAAC
 	for _, address := range nic.Addresses {
 		f := &v6
 		if address.Addr().Is4() {
@@ -252,10 +255,13 @@ func byFamily(nic network.NIC) (v4, v6 family) {
 // stanza writes what interfaces(5) has for one address family. What not every
 // dialect has a word for is done by ip(8), which all have.
 func (d dialect) stanza(out *strings.Builder, nic network.NIC, name, kind string, f family) {
-	method := d.method(kind, f)
+	method := d.method(kind, f, nic.DHCP6)
 	fmt.Fprintf(out, "iface %s %s %s\n", name, kind, method)
 	if method == "dhcp" && nic.Metric > 0 && !d.busyBox {
 		fmt.Fprintf(out, "    metric %d\n", nic.Metric)
+	}
+	if kind == "inet" && nic.MTU > 0 { // with DHCP, Debian's has no word for it
+		fmt.Fprintf(out, "    pre-up ip link set dev $IFACE mtu %d\n", nic.MTU)
 	}
 	if kind == "inet6" && nic.NoRA {
 		out.WriteString("    pre-up echo 0 > /proc/sys/net/ipv6/conf/$IFACE/accept_ra\n")
@@ -287,9 +293,9 @@ func joined[T fmt.Stringer](list []T) string {
 	return strings.Join(texts, " ")
 }
 
-func (d dialect) method(kind string, f family) string {
+func (d dialect) method(kind string, f family, dhcp6 bool) string {
 	switch {
-	case f.auto && kind == "inet":
+	case f.auto && (kind == "inet" || dhcp6 && !d.ng && !d.busyBox):
 		return "dhcp"
 	case f.auto && !d.busyBox: // router advertisements, which say whether there is DHCP
 		return "auto"

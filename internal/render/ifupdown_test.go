@@ -1,13 +1,8 @@
 package render
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
-
-	"ganeti-instance-image/internal/need"
-	"ganeti-instance-image/internal/run"
 )
 
 const debianInterfaces = `# This file describes the network interfaces available on your system
@@ -81,6 +76,8 @@ func TestIfupdownDialects(t *testing.T) {
 			"iface eth0 inet6 static\n" + six + "    address 2001:db8::10\n    netmask 64\n    gateway 2001:db8::1\n"},
 		{"DHCP", "dhcp2", alpineGuest, "auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet dhcp\niface eth0 inet6 auto\n\nauto eth1\niface eth1 inet dhcp\n    metric 200\niface eth1 inet6 auto\n"},
 		{"DHCP in BusyBox", "dhcp2", busyBoxGuest, "auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet dhcp\niface eth0 inet6 manual\n\nauto eth1\niface eth1 inet dhcp\niface eth1 inet6 manual\n"},
+		{"DHCPv6", "dhcp6", ifupdownGuest, "auto eth0\niface eth0 inet manual\niface eth0 inet6 dhcp\n"},
+		{"SLAAC and an MTU", "auto", ifupdownGuest, "auto eth0\niface eth0 inet dhcp\n    pre-up ip link set dev $IFACE mtu 1400\niface eth0 inet6 auto\n"},
 		{"both", "mixed", alpineGuest, "auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet dhcp\n    up ip addr add 192.0.2.10/32 dev $IFACE\n"},
 	}
 	for _, c := range cases {
@@ -92,47 +89,6 @@ func TestIfupdownDialects(t *testing.T) {
 		}
 		if !strings.Contains(content(t, dir, "etc/udev/rules.d/70-persistent-net.rules"), `NAME="eth0"`) {
 			t.Errorf("%s: no rule names the interface", c.name)
-		}
-	}
-}
-
-// ifup itself sets up an interface of a network namespace, which the kernel
-// names otherwise than the file.
-func TestIfupTakesIt(t *testing.T) {
-	need.Root(t)
-	need.Tools(t, "ifup", "unshare", "ip")
-	const script = `set -e
-mount -t sysfs sysfs /sys
-ip link set lo up
-ip link add ens9 address 12:22:33:44:55:10 type veth peer name other
-ip link set other up
-ifup -a --interfaces="$1/interfaces" --state-dir="$1"
-ip -oneline addr show dev ens9
-ip route
-ip -6 route`
-	for name, want := range map[string][]string{
-		"static":  {"inet 192.0.2.10/24", "default via 192.0.2.1 dev ens9"},
-		"both":    {"inet 192.0.2.10/24", "inet6 2001:db8::10/64", "default via 192.0.2.1 dev ens9", "default via 2001:db8::1 dev ens9"},
-		"routed6": {"inet 192.0.2.10/32", "198.51.100.1 dev ens9", "default via 198.51.100.1 dev ens9", "default via 2001:db8:1::1 dev ens9"},
-		"six":     {"inet6 2001:db8::10/128", "default via fe80::1 dev ens9"},
-	} {
-		dir := t.TempDir()
-		nics := networks[name]
-		nics[0].MAC[0] = 0x12 // 0x11 is a multicast address, which no interface may have
-		text := dialect{byMAC: true}.interfaces("", nics)
-		nics[0].MAC[0] = 0x11
-		if err := os.WriteFile(filepath.Join(dir, "interfaces"), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		result, err := run.Cmd{What: "bring it up", Argv: []string{"unshare", "--net", "--mount", "sh", "-c", script, "sh", dir}}.Run(t.Context())
-		if err != nil {
-			t.Errorf("%s: %v\nof:\n%s", name, err, text)
-			continue
-		}
-		for _, words := range want {
-			if !strings.Contains(string(result.Stdout), words) {
-				t.Errorf("%s: no %q in\n%s\nof:\n%s", name, words, result.Stdout, text)
-			}
 		}
 	}
 }

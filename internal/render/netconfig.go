@@ -18,6 +18,7 @@ type netConfig struct {
 type ethernet struct {
 	Match          match        `yaml:"match"`
 	SetName        Quoted       `yaml:"set-name,omitempty"`
+	MTU            int          `yaml:"mtu,omitempty"`
 	DHCP4          bool         `yaml:"dhcp4,omitempty"`
 	DHCP4Overrides *overrides   `yaml:"dhcp4-overrides,omitempty"`
 	DHCP6          bool         `yaml:"dhcp6,omitempty"`
@@ -68,15 +69,19 @@ func networkConfig(nics []network.NIC, guest guest.CloudInit) netConfig {
 func describe(nic network.NIC, guest guest.CloudInit) ethernet {
 	e := ethernet{
 		Match:     match{MAC: Quoted(nic.MAC.String())},
+		MTU:       nic.MTU,
 		DHCP4:     nic.DHCP4,
-		DHCP6:     nic.DHCP6 && guest.Renderer != "eni",
+		DHCP6:     nic.DHCP6 || nic.SLAAC && slaacIsDHCP6(guest),
 		Addresses: QuoteAll(nic.Addresses, netip.Prefix.String),
 	}
 	if needsName(guest) {
 		e.SetName = Quoted(fmt.Sprintf("eth%d", nic.Index))
 	}
-	if nic.NoRA {
+	switch {
+	case nic.NoRA:
 		e.AcceptRA = new(false)
+	case nic.SLAAC && !e.DHCP6 && guest.Renderer != "eni": // there the kernel does it unasked
+		e.AcceptRA = new(true)
 	}
 	if nic.Metric > 0 && e.DHCP4 {
 		e.DHCP4Overrides = &overrides{nic.Metric}
@@ -96,6 +101,13 @@ func describe(nic network.NIC, guest guest.CloudInit) ethernet {
 		e.setRoutes(nic.Routes)
 	}
 	return e
+}
+
+// slaacIsDHCP6 tells whether dhcp6 is the word for what router advertisements
+// say. To netplan and networkd it is a DHCPv6 client for which old releases keep
+// the system waiting, and so it is to ifupdown.
+func slaacIsDHCP6(guest guest.CloudInit) bool {
+	return guest.Renderer == "sysconfig" || guest.Renderer == "network-manager"
 }
 
 // needsName tells whether a NIC must be renamed to be found. netplan matches

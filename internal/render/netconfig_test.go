@@ -1,6 +1,7 @@
 package render
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -40,6 +41,11 @@ func withDNS(n network.NIC) network.NIC {
 	return n
 }
 
+func withMTU(n network.NIC, mtu int) network.NIC {
+	n.MTU = mtu
+	return n
+}
+
 var networks = map[string][]network.NIC{
 	"static":  {withDNS(nic(0, "192.0.2.10/24", "192.0.2.1"))},
 	"routed":  {nic(0, "192.0.2.10/32", "198.51.100.1!")},
@@ -51,6 +57,14 @@ var networks = map[string][]network.NIC{
 	"dhcp2":   {{Index: 0, Name: "nic0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, DHCP4: true, DHCP6: true}, {Index: 1, Name: "nic1", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}, DHCP4: true, DHCP6: true, Metric: 200}},
 	"mixed":   {{Index: 0, Name: "nic0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, DHCP4: true, Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/32")}}},
 	"none":    nil,
+	"auto":    {withMTU(network.NIC{Index: 0, Name: "nic0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, DHCP4: true, SLAAC: true}, 1400)},
+	"slaac":   {{Index: 0, Name: "nic0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, SLAAC: true, Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.10/24")}}},
+	"dhcp6":   {{Index: 0, Name: "nic0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, DHCP6: true}},
+	// The second NIC's is the default route, and it comes first.
+	"full": {
+		withMTU(withDNS(nic(1, "192.0.2.10/24 192.0.2.11/24 2001:db8::10/64 2001:db8::11/64", "192.0.2.1 2001:db8::1")), 1400),
+		withMTU(nic(0, "198.51.100.2/24", ""), 9000),
+	},
 }
 
 func networkFile(t *testing.T, nics []network.NIC, facts guest.CloudInit) string {
@@ -156,8 +170,14 @@ func checkUnit(t *testing.T, name string, n network.NIC, unit string) {
 	if n.NoRA {
 		want = append(want, "IPv6AcceptRA=no")
 	}
-	if n.DHCP4 {
+	if n.DHCP4 || n.DHCP6 {
 		want = append(want, "DHCP=")
+	}
+	if n.SLAAC {
+		want = append(want, "IPv6AcceptRA=yes")
+	}
+	if n.MTU > 0 {
+		want = append(want, fmt.Sprint("MTUBytes=", n.MTU))
 	}
 	for _, line := range want {
 		if !strings.Contains(strings.ToLower(unit), strings.ToLower(line)) {
@@ -174,7 +194,7 @@ func TestCloudInitRenders(t *testing.T) {
 	for _, renderer := range []struct{ name, distro string }{
 		{"eni", "debian"}, {"sysconfig", "rhel"}, {"netplan", "debian"}, {"networkd", "arch"}, {"network-manager", "fedora"},
 	} {
-		for _, name := range []string{"both", "routed6", "dhcp2", "mixed"} {
+		for _, name := range []string{"routed6", "dhcp2", "auto", "full"} {
 			nics := networks[name]
 			text := networkFile(t, nics, guest.CloudInit{Present: true, Major: 22, Minor: 4, Renderer: renderer.name})
 			out := render(t, text, renderer.name, renderer.distro)
@@ -229,6 +249,9 @@ func checkRendered(t *testing.T, name string, n network.NIC, out, text string) {
 	}
 	if n.DHCP4 && !strings.Contains(out, "dhcp") && !strings.Contains(out, "method=auto") {
 		t.Errorf("%s: no DHCP:\n%s", name, out)
+	}
+	if n.MTU > 0 {
+		want = append(want, fmt.Sprint(n.MTU))
 	}
 	for _, word := range want {
 		if !strings.Contains(out, word) {

@@ -16,11 +16,6 @@ func (w *writer) netifrc() error {
 	if err := w.rename(); err != nil {
 		return err
 	}
-	if old, err := w.root.ReadFile(netifrcFile, fileLimit); err == nil && !strings.HasPrefix(string(old), header) {
-		if err := w.put("/etc/conf.d"+aside+"/net", string(old), 0o600); err != nil {
-			return err
-		}
-	}
 	if err := w.dropServices(); err != nil {
 		return err
 	}
@@ -29,7 +24,8 @@ func (w *writer) netifrc() error {
 	for _, nic := range w.nics {
 		writeNetifrc(&text, nic)
 	}
-	if err := w.put(netifrcFile, text.String(), 0o644); err != nil {
+	writePreup(&text, w.nics)
+	if err := w.replace(netifrcFile, text.String()); err != nil {
 		return err
 	}
 	for _, nic := range w.nics {
@@ -50,7 +46,8 @@ func (w *writer) dropServices() error {
 	for _, nic := range w.nics {
 		ours["net."+ethName(nic)] = true
 	}
-	for _, name := range w.root.Glob("/etc/runlevels/default/net.*") {
+	names := w.root.Glob("/etc/runlevels/default/net.*")
+	for _, name := range append(names, w.root.Glob("/etc/runlevels/default/dhcpcd")...) { // which takes every interface
 		if ours[name[strings.LastIndexByte(name, '/')+1:]] {
 			continue
 		}
@@ -62,13 +59,30 @@ func (w *writer) dropServices() error {
 	return nil
 }
 
+// writePreup writes the function that is run before an interface is set up,
+// which has the kernel ignore router advertisements.
+func writePreup(text *strings.Builder, nics []network.NIC) {
+	var names []string
+	for _, nic := range nics {
+		if nic.NoRA {
+			names = append(names, ethName(nic))
+		}
+	}
+	if len(names) > 0 {
+		fmt.Fprintf(text, "preup() {\n\tcase ${IFACE} in\n\t%s) echo 0 > /proc/sys/net/ipv6/conf/${IFACE}/accept_ra ;;\n\tesac\n\treturn 0\n}\n", strings.Join(names, "|"))
+	}
+}
+
 // writeNetifrc writes the variables for a NIC, which are strings of a line each:
 // arrays are of a Gentoo before OpenRC.
 func writeNetifrc(text *strings.Builder, nic network.NIC) {
 	name := ethName(nic)
 	var config []string
-	if nic.DHCP4 { // IPv6 is the kernel's, by router advertisements
+	switch { // else IPv6 is the kernel's, by router advertisements
+	case nic.DHCP4: // dhcpcd asks for both
 		config = append(config, "dhcp")
+	case nic.DHCP6:
+		config = append(config, "dhcpv6")
 	}
 	for _, address := range nic.Addresses {
 		config = append(config, address.String())
@@ -94,6 +108,9 @@ func writeNetifrc(text *strings.Builder, nic network.NIC) {
 		if variable.value != "" {
 			fmt.Fprintf(text, "%s_%s=\"%s\"\n", variable.name, name, variable.value)
 		}
+	}
+	if nic.MTU > 0 {
+		fmt.Fprintf(text, "mtu_%s=\"%d\"\n", name, nic.MTU)
 	}
 	if nic.Metric > 0 {
 		fmt.Fprintf(text, "metric_%s=\"%d\"\n", name, nic.Metric)

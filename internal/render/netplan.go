@@ -21,39 +21,62 @@ type netplanDocument struct {
 var netplanDevices = []string{"ethernets", "bonds", "bridges", "vlans", "wifis", "tunnels", "vrfs", "dummy-devices"}
 
 // netplan writes one file and moves the others aside: netplan merges all of
-// them, and an image's "DHCP on every en*" would count too. So it is with the
-// files of networkd, by whose names the first that fits wins.
+// them, and an image's "DHCP on every en*" would count too.
 func (w *writer) netplan() error {
 	config := networkConfig(w.nics, guest.CloudInit{})
-	config.Renderer = w.netplanBackend()
+	chosen, backend := w.netplanBackend()
+	config.Renderer = chosen
+	for _, nic := range w.nics {
+		if e := config.Ethernets[nic.Name]; nic.SLAAC && backend == "NetworkManager" { // its word for both
+			e.DHCP6 = true
+			if nic.Metric > 0 {
+				e.DHCP6Overrides = &overrides{nic.Metric}
+			}
+			config.Ethernets[nic.Name] = e
+		}
+	}
 	text, err := EncodeYAML(header, netplanDocument{config})
 	if err != nil {
 		return err
 	}
 	ours := []string{netplanFile}
-	if err := w.moveAll("/etc/netplan/*.yaml", ours, func(text string) bool { return !readNetplan(text).configures() }); err != nil {
+	for _, pattern := range netplanPatterns {
+		if err := w.moveAll(pattern, ours, func(text string) bool { return !readNetplan(text).configures() }); err != nil {
+			return err
+		}
+	}
+	if err := w.put(netplanFile, string(text), 0o600); err != nil { // netplan warns where others may read it
 		return err
 	}
-	if err := w.moveAll(networkdFiles, nil, nil); err != nil {
-		return err
+	if backend == "NetworkManager" {
+		return nil // which writes resolv.conf or tells what does
 	}
-	return w.put(netplanFile, string(text), 0o600) // netplan warns where others may read it
+	return w.networkdDNS()
 }
 
+// netplanPatterns are where netplan reads files.
+var netplanPatterns = []string{"/etc/netplan/*.yaml", "/usr/lib/netplan/*.yaml", "/lib/netplan/*.yaml"}
+
 // netplanBackend is the backend that files which are moved aside chose, or we
-// took over from them.
-func (w *writer) netplanBackend() string {
-	backend := ""
-	for _, name := range w.root.Glob("/etc/netplan/*.yaml") {
-		text, err := w.root.ReadFile(name, fileLimit)
-		if err != nil {
-			continue
-		}
-		if said := readNetplan(string(text)); said.configures() && (said.Renderer == "networkd" || said.Renderer == "NetworkManager") {
-			backend = said.Renderer
+// took over from them, and that which is in force with the files that stay.
+func (w *writer) netplanBackend() (chosen, inForce string) {
+	for _, pattern := range slices.Backward(netplanPatterns) {
+		for _, name := range w.root.Glob(pattern) {
+			text, err := w.root.ReadFile(name, fileLimit)
+			if err != nil {
+				continue
+			}
+			said := readNetplan(string(text))
+			if said.Renderer != "networkd" && said.Renderer != "NetworkManager" {
+				continue
+			}
+			inForce = said.Renderer
+			if said.configures() {
+				chosen = said.Renderer
+			}
 		}
 	}
-	return backend
+	return chosen, inForce
 }
 
 // netplanSaid is what is read of a file of the image.
@@ -67,18 +90,23 @@ func (s netplanSaid) configures() bool {
 }
 
 func readNetplan(text string) netplanSaid {
-	var document struct {
-		Network map[string]yaml.Node `yaml:"network"`
-	}
-	var said netplanSaid
+	var document yaml.Node
 	if yaml.Unmarshal([]byte(text), &document) != nil {
 		return netplanSaid{keys: netplanDevices} // netplan would fail over it
 	}
-	for key, value := range document.Network {
-		said.keys = append(said.keys, key)
-		if key == "renderer" {
-			said.Renderer = value.Value
-		}
+	var said netplanSaid
+	if len(document.Content) == 0 {
+		return said
+	}
+	network := guest.YAMLValue(document.Content[0], "network")
+	if network == nil || network.Kind != yaml.MappingNode {
+		return said
+	}
+	for n := 0; n+1 < len(network.Content); n += 2 {
+		said.keys = append(said.keys, network.Content[n].Value)
+	}
+	if renderer := guest.YAMLValue(network, "renderer"); renderer != nil {
+		said.Renderer = renderer.Value
 	}
 	return said
 }

@@ -25,7 +25,14 @@ func (w *writer) networkd() error {
 			return err
 		}
 	}
-	if usesResolved(w.root) {
+	return w.networkdDNS()
+}
+
+// networkdDNS leaves name servers to systemd-resolved, whom networkd tells. A
+// resolv.conf that is a file is what building the image left, and would count
+// instead.
+func (w *writer) networkdDNS() error {
+	if info, err := w.root.Lstat(resolvFile); usesResolved(w.root) && (err != nil || !info.IsRegular()) {
 		return nil
 	}
 	return w.resolvConf()
@@ -41,7 +48,11 @@ func networkdFile(nic network.NIC) string {
 // for GatewayOnLink, which older ones spell otherwise: they take both.
 func networkdUnit(nic network.NIC) string {
 	var text strings.Builder
-	fmt.Fprintf(&text, "%s[Match]\nMACAddress=%v\n\n[Network]\n", header, nic.MAC)
+	fmt.Fprintf(&text, "%s[Match]\nMACAddress=%v\n\n", header, nic.MAC)
+	if nic.MTU > 0 {
+		fmt.Fprintf(&text, "[Link]\nMTUBytes=%d\n\n", nic.MTU)
+	}
+	text.WriteString("[Network]\n")
 	switch {
 	case nic.DHCP4 && nic.DHCP6:
 		text.WriteString("DHCP=yes\n")
@@ -50,8 +61,11 @@ func networkdUnit(nic network.NIC) string {
 	case nic.DHCP6:
 		text.WriteString("DHCP=ipv6\n")
 	}
-	if nic.NoRA {
+	switch {
+	case nic.NoRA:
 		text.WriteString("IPv6AcceptRA=no\n")
+	case nic.SLAAC:
+		text.WriteString("IPv6AcceptRA=yes\n")
 	}
 	for _, address := range nic.Addresses {
 		fmt.Fprintf(&text, "Address=%v\n", address)

@@ -18,7 +18,7 @@ func (w *writer) networkManager() error {
 	for _, nic := range w.nics {
 		ours = append(ours, keyfile(nic))
 	}
-	if err := w.moveAll(keyfilesDir+"/*", ours, func(text string) bool { return !isEthernet(text) }); err != nil {
+	if err := w.moveKeyfiles(ours); err != nil {
 		return err
 	}
 	if err := w.moveIfcfg(scriptsDir, nil); err != nil {
@@ -33,6 +33,11 @@ func (w *writer) networkManager() error {
 		}
 	}
 	return nil
+}
+
+// moveKeyfiles moves the connections for other Ethernet interfaces aside.
+func (w *writer) moveKeyfiles(ours []string) error {
+	return w.moveAll(keyfilesDir+"/*", ours, func(text string) bool { return !isEthernet(text) })
 }
 
 func keyfile(nic network.NIC) string {
@@ -57,6 +62,9 @@ func connection(nic network.NIC) string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "%s[connection]\nid=ganeti-%s\nuuid=%s\ntype=ethernet\nautoconnect-priority=120\n\n", header, nic.Name, connectionUUID(nic))
 	fmt.Fprintf(&text, "[ethernet]\nmac-address=%s\n", strings.ToUpper(nic.MAC.String()))
+	if nic.MTU > 0 {
+		fmt.Fprintf(&text, "mtu=%d\n", nic.MTU)
+	}
 	v4, v6 := byFamily(nic)
 	writeFamily(&text, "ipv4", "disabled", nic, v4)
 	// "disabled" is no word for IPv6 before 1.20; "ignore" leaves it to the
@@ -84,6 +92,9 @@ func writeFamily(text *strings.Builder, section, none string, nic network.NIC, f
 	fmt.Fprintf(text, "\n[%s]\nmethod=%s\n", section, method)
 	if method == none {
 		return
+	}
+	if f.auto && section == "ipv6" { // the address that the MAC tells, as by the other tools
+		text.WriteString("addr-gen-mode=eui64\nip6-privacy=0\n")
 	}
 	for i, address := range f.addresses {
 		fmt.Fprintf(text, "address%d=%v\n", i+1, address)

@@ -1,12 +1,13 @@
 // Package render writes a network plan down in the files of the tool that sets
 // up the network in a guest: netplan, ifupdown, systemd-networkd,
-// NetworkManager, the network-scripts of Red Hat, wicked or netifrc; and for
-// cloud-init, as the network-config of a seed. Which tool it is, is told by the
-// guest's files, of which none is run.
+// NetworkManager, the network-scripts of Red Hat, wicked, netifrc or dhcpcd; and
+// for cloud-init, as the network-config of a seed. Which tool it is, is told by
+// the guest's files, of which none is run.
 //
 // Left out: bonds, bridges and VLANs inside the guest, whose files are moved
-// aside with all else the image says of its network; dhcpcd's own static
-// addresses; and guests whose /etc is generated, as that of NixOS is.
+// aside with what else the image says of its network (NetworkManager keeps its
+// connections that are for no Ethernet interface); connman; and guests whose
+// /etc is generated, as that of NixOS is.
 package render
 
 import (
@@ -47,7 +48,7 @@ var renderers = []Renderer{
 	{"ifupdown", usesIfupdown, (*writer).ifupdown},
 	{"systemd-networkd", usesNetworkd, (*writer).networkd},
 	{"netifrc", usesNetifrc, (*writer).netifrc},
-	{"dhcpcd", usesDhcpcd, nil},
+	{"dhcpcd", usesDhcpcd, (*writer).dhcpcd},
 	{"connman", func(r *guest.Root) bool { return serviceEnabled(r, "connman") }, nil},
 }
 
@@ -85,8 +86,10 @@ func Write(root *guest.Root, nics []network.NIC, options Options) ([]string, err
 	w := &writer{root: root, nics: nics}
 	w.say("the guest sets up its network with " + chosen.Name)
 	steps := []func() error{w.dropNames, func() error { return chosen.write(w) }}
-	if chosen.Name != "ifupdown" {
-		steps = append(steps, w.clearInterfaces)
+	for _, c := range competitors {
+		if c.of != chosen.Name {
+			steps = append(steps, func() error { return c.clear(w) })
+		}
 	}
 	if options.CloudInit {
 		steps = append(steps, w.silenceCloudInit)
@@ -97,6 +100,20 @@ func Write(root *guest.Root, nics []network.NIC, options Options) ([]string, err
 		}
 	}
 	return w.changes, nil
+}
+
+// competitors are the tools of which a guest may have several running, and what
+// keeps each but the chosen one from the interfaces.
+var competitors = []struct {
+	of    string
+	clear func(*writer) error
+}{
+	{"ifupdown", (*writer).clearInterfaces},
+	{"systemd-networkd", func(w *writer) error { return w.moveAll(networkdFiles, nil, nil) }},
+	{"NetworkManager", func(w *writer) error { return w.moveKeyfiles(nil) }},
+	{"cloud-ifupdown-helper", func(w *writer) error {
+		return w.moveAll("/etc/udev/rules.d/*cloud-ifupdown*.rules", nil, nil) // Debian's cloud images: DHCP on what appears
+	}},
 }
 
 // domain is what may be searched in; anything else could end a line.
@@ -156,11 +173,10 @@ func (w *writer) put(name, text string, mode fs.FileMode) error {
 // moveAside keeps a file where the tool does not look, in the place of what is
 // kept there already.
 func (w *writer) moveAside(name string) error {
-	dir := path.Dir(name) + aside
-	if err := w.root.MkdirAll(dir, 0o700); err != nil {
+	kept := keptName(name)
+	if err := w.root.MkdirAll(path.Dir(kept), 0o700); err != nil {
 		return err
 	}
-	kept := dir + "/" + path.Base(name)
 	if _, err := w.root.Lstat(kept); err == nil {
 		if err := w.root.RemoveAll(kept); err != nil {
 			return err
@@ -169,8 +185,40 @@ func (w *writer) moveAside(name string) error {
 	if err := w.root.Rename(name, kept); err != nil {
 		return err
 	}
-	w.say("moved " + name + " to " + dir)
+	w.say("moved " + name + " to " + kept)
 	return nil
+}
+
+// keptName is where a file is kept.
+func keptName(name string) string {
+	if path.Dir(name) == "/etc" { // of which no directory beside it should be made
+		return name + aside
+	}
+	return path.Dir(name) + aside + "/" + path.Base(name)
+}
+
+// replace writes a file in the place of the image's own, which is kept; without a
+// text there is none.
+func (w *writer) replace(name, text string) error {
+	info, err := w.root.Lstat(name)
+	if err != nil { // there is none
+		if text == "" {
+			return nil
+		}
+		return w.put(name, text, 0o644)
+	}
+	old, err := w.root.ReadFile(name, fileLimit)
+	switch ours := err == nil && strings.HasPrefix(string(old), header); {
+	case text == "" || err != nil || !info.IsRegular():
+		if err := w.moveAside(name); err != nil || text == "" {
+			return err
+		}
+	case !ours:
+		if err := w.put(keptName(name), string(old), 0o600); err != nil {
+			return err
+		}
+	}
+	return w.put(name, text, 0o644)
 }
 
 // moveAll moves the files of a pattern aside, but for ours and those that the
@@ -232,9 +280,8 @@ func (w *writer) resolvConf() error {
 	if len(servers)+len(search) == 0 {
 		return nil
 	}
-	const name = "/etc/resolv.conf"
-	if info, err := w.root.Lstat(name); err == nil && !info.IsRegular() {
-		return nil
+	if info, err := w.root.Lstat(resolvFile); err == nil && !info.IsRegular() {
+		return w.resolvedConf(servers, search)
 	}
 	text := header
 	if len(search) > 0 {
@@ -243,18 +290,50 @@ func (w *writer) resolvConf() error {
 	for _, server := range servers {
 		text += "nameserver " + server + "\n"
 	}
-	return w.put(name, text, 0o644)
+	return w.put(resolvFile, text, 0o644)
 }
 
-// dns are the name servers of all NICs, in their order.
+const resolvFile = "/etc/resolv.conf"
+
+// resolvedConf gives systemd-resolved the name servers where resolv.conf is a
+// link to it, and what sets up the interfaces does not tell it.
+func (w *writer) resolvedConf(servers, search []string) error {
+	if target, err := w.root.Readlink(resolvFile); err != nil || !strings.Contains(target, "systemd/resolve") {
+		return nil
+	}
+	text := header + "[Resolve]\n"
+	if len(servers) > 0 {
+		text += "DNS=" + strings.Join(servers, " ") + "\n"
+	}
+	if len(search) > 0 {
+		text += "Domains=" + strings.Join(search, " ") + "\n"
+	}
+	return w.put("/etc/systemd/resolved.conf.d/60-ganeti.conf", text, 0o644)
+}
+
+// dns are the name servers of all NICs, in their order, each once.
 func (w *writer) dns() (servers, search []string) {
+	add := func(list []string, word string) []string {
+		if slices.Contains(list, word) {
+			return list
+		}
+		return append(list, word)
+	}
 	for _, nic := range w.nics {
 		for _, server := range nic.DNS {
-			servers = append(servers, server.String())
+			servers = add(servers, server.String())
 		}
-		search = append(search, nic.Search...)
+		for _, name := range nic.Search {
+			search = add(search, name)
+		}
 	}
 	return servers, search
+}
+
+// usesIPv6 tells whether a NIC has anything of IPv6.
+func usesIPv6(nic network.NIC) bool {
+	_, v6 := byFamily(nic)
+	return v6.auto || len(v6.addresses) > 0
 }
 
 // link makes a link unless something is at its place.

@@ -138,9 +138,9 @@ func TestChoose(t *testing.T) {
 }
 
 func TestWriteRefuses(t *testing.T) {
-	root, _ := guestOf(t, dhcpcdGuest)
-	if _, err := Write(root, networks["static"], Options{}); err == nil || !strings.Contains(err.Error(), "the guest uses dhcpcd") {
-		t.Errorf("dhcpcd: %v", err)
+	root, _ := guestOf(t, map[string]string{"etc/systemd/system/multi-user.target.wants/connman.service": "-> /lib/systemd/system/connman.service"})
+	if _, err := Write(root, networks["static"], Options{}); err == nil || !strings.Contains(err.Error(), "the guest uses connman") {
+		t.Errorf("connman: %v", err)
 	}
 	root, _ = guestOf(t, netplanGuest)
 	evil := nic(0, "192.0.2.10/24", "")
@@ -198,9 +198,9 @@ func TestNetplanKeepsBackend(t *testing.T) {
 // that counts must be in its files too, and none of its be missing.
 func TestAsNetplanWrites(t *testing.T) {
 	need.Tools(t, "netplan")
-	networkdKeys := []string{"Address", "Gateway", "GatewayOnLink", "GatewayOnlink", "Destination", "DNS", "Domains", "DHCP", "IPv6AcceptRA", "RouteMetric"}
-	managerKeys := []string{"mac-address", "address1", "address2", "route-metric", "type"}
-	for _, name := range []string{"both", "routed6", "six", "dhcp2", "mixed"} {
+	networkdKeys := []string{"MTUBytes", "Address", "Gateway", "GatewayOnLink", "GatewayOnlink", "Destination", "DNS", "Domains", "DHCP", "IPv6AcceptRA", "RouteMetric"}
+	managerKeys := []string{"mtu", "mac-address", "address1", "address2", "route-metric", "type"}
+	for _, name := range []string{"both", "routed6", "six", "dhcp2", "mixed", "full", "dhcp6"} {
 		nics := networks[name]
 		_, theirs := guestOf(t, netplanGuest)
 		dir := theirs + "/etc/netplan"
@@ -290,15 +290,15 @@ func TestIfcfg(t *testing.T) {
 	checkFiles(t, "RHEL 6", dir, map[string]string{
 		"etc/sysconfig/network-scripts/ifcfg-eth0": header + "TYPE=Ethernet\nNAME=eth0\nDEVICE=eth0\nHWADDR=11:22:33:44:55:10\nONBOOT=yes\nBOOTPROTO=none\nIPADDR=192.0.2.10\nPREFIX=24\nNETMASK=255.255.255.0\nGATEWAY=192.0.2.1\n" +
 			"IPV6INIT=yes\nIPV6_AUTOCONF=no\nIPV6ADDR=2001:db8::10/64\nIPV6_DEFAULTGW=2001:db8::1\nDNS1=192.0.2.2\nDNS2=2001:db8::53\nDOMAIN=\"example.org example.net\"\n",
-		"etc/sysconfig/network": "NETWORKING=yes\nHOSTNAME=x\n", "etc/sysconfig/network-scripts/ifcfg-lo": "DEVICE=lo\n",
+		"etc/sysconfig/network": "NETWORKING=yes\nHOSTNAME=x\nNETWORKING_IPV6=yes\n", "etc/sysconfig/network-scripts/ifcfg-lo": "DEVICE=lo\n",
 		"etc/sysconfig/network-scripts/ifcfg-eth3": "", "etc/sysconfig/network-scripts/route-eth0": "", "etc/sysconfig/network-scripts.ganeti-orig/ifcfg-eth3": "x",
 		"etc/resolv.conf": header + "search example.org example.net\nnameserver 192.0.2.2\nnameserver 2001:db8::53\n",
 	})
 	root, dir = guestOf(t, rhel6)
 	write(t, root, networks["routed6"], Options{})
 	checkFiles(t, "off-link", dir, map[string]string{
-		"etc/sysconfig/network-scripts/route-eth0":  "198.51.100.1/32 dev eth0\ndefault via 198.51.100.1 dev eth0\n",
-		"etc/sysconfig/network-scripts/route6-eth0": "2001:db8:1::1/128 dev eth0\ndefault via 2001:db8:1::1 dev eth0\n",
+		"etc/sysconfig/network-scripts/route-eth0":  header + "198.51.100.1/32 dev eth0\ndefault via 198.51.100.1 dev eth0\n",
+		"etc/sysconfig/network-scripts/route6-eth0": header + "2001:db8:1::1/128 dev eth0\ndefault via 2001:db8:1::1 dev eth0\n",
 	})
 	root, dir = guestOf(t, with(managerGuest, rhel8))
 	write(t, root, networks["six"], Options{})
@@ -307,7 +307,7 @@ func TestIfcfg(t *testing.T) {
 	})
 	root, dir = guestOf(t, rhel6)
 	write(t, root, networks["dhcp2"], Options{})
-	if got := content(t, dir, "etc/sysconfig/network-scripts/ifcfg-eth1"); !strings.Contains(got, "BOOTPROTO=dhcp\nIPV6INIT=yes\nIPV6_AUTOCONF=yes\nMETRIC=200\n") {
+	if got := content(t, dir, "etc/sysconfig/network-scripts/ifcfg-eth1"); !strings.Contains(got, "BOOTPROTO=dhcp\nIPV6INIT=yes\nIPV6_AUTOCONF=yes\nDHCPV6C=yes\nIPV6_ADDR_GEN_MODE=eui64\nMETRIC=200\n") {
 		t.Errorf("DHCP:\n%s", got)
 	}
 }
@@ -323,7 +323,7 @@ func TestWicked(t *testing.T) {
 	checkFiles(t, "wicked", dir, map[string]string{
 		"etc/udev/rules.d/70-persistent-net.rules": rule,
 		"etc/sysconfig/network/ifcfg-eth0":         header + "BOOTPROTO='static'\nSTARTMODE='auto'\nIPADDR='192.0.2.10/32'\nIPADDR_1='2001:db8::10/128'\n",
-		"etc/sysconfig/network/ifroute-eth0":       "198.51.100.1/32 - - -\n0.0.0.0/0 198.51.100.1 - -\n2001:db8:1::1/128 - - -\n::/0 2001:db8:1::1 - -\n",
+		"etc/sysconfig/network/ifroute-eth0":       header + "198.51.100.1/32 - - -\n0.0.0.0/0 198.51.100.1 - -\n2001:db8:1::1/128 - - -\n::/0 2001:db8:1::1 - -\n",
 		"etc/sysconfig/network/ifcfg-lo":           "lo", "etc/sysconfig/network/ifcfg-br0": "", "etc/sysconfig/network/routes": "",
 		"etc/sysconfig/network/config": "# say\nNETCONFIG_DNS_STATIC_SERVERS=\"192.0.2.2 2001:db8::53\"\nX=\"1\"\nNETCONFIG_DNS_STATIC_SEARCHLIST=\"example.org example.net\"\n",
 		"etc/resolv.conf":              "-> /run/netconfig/resolv.conf",

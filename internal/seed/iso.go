@@ -44,6 +44,7 @@ func isoFiles() []isoFile {
 	return []isoFile{
 		{short: "META_DAT.;1", name: "meta-data", must: true},
 		{short: "NETWORK_.;1", name: "network-config"},
+		{short: "UNATTEND.XML;1", name: answerFile},
 		{short: "USER_DAT.;1", name: "user-data", must: true},
 		{short: "VENDOR_D.;1", name: "vendor-data"},
 	}

@@ -152,7 +152,7 @@ func (w *writer) giveWay(file guest.CloudConfigFile) error {
 		return w.remove(file.Path, why)
 	}
 	text, err := encode("", file.Document)
-	if err != nil || yaml.Unmarshal(text, new(any)) != nil {
+	if err != nil || guest.ParseYAML(text) == nil {
 		return w.moveAside(file.Path, why) // as where another key refers to the one that went
 	}
 	if err := w.root.WriteFile(file.Path, text, 0o644); err != nil {
@@ -260,12 +260,8 @@ func (w *writer) netplan() error {
 		if err != nil {
 			continue
 		}
-		var document yaml.Node
-		if yaml.Unmarshal(text, &document) != nil || document.Kind != yaml.DocumentNode {
-			continue
-		}
-		network := lookup(document.Content[0], "network")
-		if network == nil || !slices.ContainsFunc(devices, func(d string) bool { return lookup(network, d) != nil }) {
+		network := guest.YAMLValue(guest.ParseYAML(text), "network")
+		if !slices.ContainsFunc(devices, func(d string) bool { return guest.YAMLValue(network, d) != nil }) {
 			continue
 		}
 		if err := w.moveAside(name, "since the seed has the network"); err != nil {

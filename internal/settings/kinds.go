@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"golang.org/x/crypto/ssh"
@@ -23,6 +24,7 @@ import (
 type kind struct {
 	check     func(text string) (string, error)
 	separator string // of a list's entries in the checked text
+	secret    bool   // what is nobody's to see: not even hooks get it
 }
 
 var (
@@ -49,6 +51,12 @@ var (
 	base64Text     = kind{check: checkBase64}
 	diskName       = kind{check: matching(`[1-9][0-9]?|[A-Za-z_][A-Za-z0-9_.+~@:=,-]{0,199}`, "the number of a disk, from 1 on, or its name")}
 	diskUse        = kind{check: checkDiskUse}
+	identityParts  = kind{check: each(oneOf(IdentityParts...)), separator: " "}
+	seconds        = kind{check: matching(`0|[1-9][0-9]{0,5}`, "a number of seconds, or 0 for no limit")}
+	initramfs      = kind{check: oneOf("no", "rebuild")}
+	password       = kind{check: checkPassword, secret: true}
+	passwordHash   = kind{check: checkPasswordHash, secret: true}
+	guestFiles     = kind{check: checkGuestFiles, secret: true}
 )
 
 // decode sets a field from checked text; empty text is the zero value.
@@ -61,6 +69,15 @@ func decode(field any, k kind, text string) error {
 		*f = text == "yes"
 	case *DiskUse:
 		*f = parseDiskUse(text)
+	case *time.Duration:
+		*f = 0
+		if n, err := strconv.Atoi(text); err == nil {
+			*f = time.Duration(n) * time.Second
+		}
+	case *[]GuestFile:
+		if *f = nil; text != "" {
+			*f, err = parseGuestFiles(text)
+		}
 	case *Tristate:
 		*f = map[string]Tristate{"yes": Yes, "no": No}[text]
 	case *size.Bytes:
@@ -114,6 +131,33 @@ func checkText(text string) (string, error) { return text, nil }
 func checkOneLine(text string) (string, error) {
 	if hasControl(text) || !utf8.ValidString(text) {
 		return "", errors.New("want one line of text")
+	}
+	return text, nil
+}
+
+// checkPassword wants what can be typed: a line of at most 256 bytes.
+func checkPassword(text string) (string, error) {
+	if _, err := checkOneLine(text); err != nil || len(text) > 256 {
+		return "", errors.New("want one line of at most 256 bytes")
+	}
+	return text, nil
+}
+
+// passwordHashes are the hashes of crypt(5) that guests since 2010 know, as
+// libxcrypt documents them. They are given as a whole, since a hash that was cut,
+// or of which a shell took "$6" for a parameter, would lock its user out.
+var passwordHashes = regexp.MustCompile(`^(?:` + strings.Join([]string{
+	`\$1\$[A-Za-z0-9./_-]{0,8}\$[A-Za-z0-9./]{22}`,                             // md5crypt
+	`\$5\$(rounds=[1-9][0-9]{0,8}\$)?[A-Za-z0-9./_-]{0,16}\$[A-Za-z0-9./]{43}`, // sha256crypt
+	`\$6\$(rounds=[1-9][0-9]{0,8}\$)?[A-Za-z0-9./_-]{0,16}\$[A-Za-z0-9./]{86}`, // sha512crypt
+	`\$2[abxy]\$[0-3][0-9]\$[A-Za-z0-9./]{53}`,                                 // bcrypt
+	`\$g?y\$[A-Za-z0-9./]{1,32}\$[A-Za-z0-9./]{0,86}\$[A-Za-z0-9./]{43}`,       // yescrypt, gost-yescrypt
+	`\$7\$[A-Za-z0-9./]{11,97}\$[A-Za-z0-9./]{43}`,                             // scrypt
+}, "|") + `)$`)
+
+func checkPasswordHash(text string) (string, error) {
+	if !passwordHashes.MatchString(text) {
+		return "", errors.New("want a whole hash of crypt(5), such as that of openssl passwd -6, in single quotes where a shell or a settings file could take its $ for a variable")
 	}
 	return text, nil
 }
@@ -254,6 +298,12 @@ func checkKeys(text string) (string, error) {
 		keys = append(keys, line)
 	}
 	return strings.Join(keys, "\n"), nil
+}
+
+// SSHKeys reads the lines of an authorized_keys file, without comments.
+func SSHKeys(text string) ([]string, error) {
+	text, err := checkKeys(text)
+	return entries(text, sshKeys.separator), err
 }
 
 func checkBase64(text string) (string, error) {

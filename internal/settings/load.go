@@ -234,25 +234,29 @@ func ofGaneti(name string) bool {
 	}, name)
 }
 
-// userDataSettings are of one kind: a later source that sets one of them sets
-// aside those of an earlier one.
-var userDataSettings = []string{"USER_DATA", "USER_DATA_FILE", "USER_DATA_URL"}
+// alternatives are settings that say the same thing in several ways: a later
+// source that sets one of them sets aside the others of an earlier one.
+var alternatives = [][]string{
+	{"USER_DATA", "USER_DATA_FILE", "USER_DATA_URL"},
+	{"ROOT_PASSWORD", "ROOT_PASSWORD_HASH"},
+	{"USER_PASSWORD", "USER_PASSWORD_HASH"},
+}
 
 // supersede sets aside what an earlier source said where a later one, which
 // has set names, says the same thing by another setting.
 func (l *loader) supersede(names []string, source string) error {
-	var set []string
-	for _, name := range userDataSettings {
-		if slices.Contains(names, name) {
-			set = append(set, name)
+	for _, ways := range alternatives {
+		var set []string
+		for _, name := range ways {
+			if slices.Contains(names, name) {
+				set = append(set, name)
+			}
 		}
-	}
-	if len(set) > 1 {
-		return fmt.Errorf("cannot use both %s and %s of %s: keep one of them", set[0], set[1], source)
-	}
-	if len(set) == 1 {
-		for _, name := range userDataSettings {
-			if name != set[0] {
+		if len(set) > 1 {
+			return fmt.Errorf("cannot use both %s and %s of %s: keep one of them", set[0], set[1], source)
+		}
+		for _, name := range ways {
+			if len(set) == 1 && name != set[0] {
 				l.reset(name)
 			}
 		}
@@ -279,6 +283,11 @@ func (l *loader) finish() (*Settings, error) {
 	s := l.s
 	if v := s.values["FDISK"]; v.text != "" {
 		s.warn("FDISK of %s is obsolete and has no effect: no partitioning program is needed any more", v.origin)
+	}
+	for _, name := range []string{"USER_PASSWORD", "USER_PASSWORD_HASH"} {
+		if v := s.values[name]; v.text != "" && s.User == "" {
+			s.warn("%s of %s has no effect: USER_NAME is empty", name, v.origin)
+		}
 	}
 	if s.NoMount && s.Grow {
 		if v := s.values["GROW"]; v.origin != builtIn {

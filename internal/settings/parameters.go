@@ -66,6 +66,13 @@ func (l *loader) checkPolicy() error {
 	return nil
 }
 
+// alternativeParams are parameters that say the same thing in several ways.
+var alternativeParams = [][]string{
+	{"user_data", "user_data_base64", "user_data_url"},
+	{"root_password", "root_password_hash"},
+	{"user_password", "user_password_hash"},
+}
+
 // CheckParameters checks OS parameters, by their names with "_", against the
 // table and against AllowURLs and DenyParameters of policy; a nil policy allows
 // no URL. A parameter with an empty value counts as not given. The error names
@@ -82,14 +89,16 @@ func CheckParameters(params map[string]string, policy *Settings) error {
 			return err
 		}
 	}
-	var given []string
-	for _, name := range []string{"user_data", "user_data_base64", "user_data_url"} {
-		if params[name] != "" {
-			given = append(given, name)
+	for _, ways := range alternativeParams {
+		var given []string
+		for _, name := range ways {
+			if params[name] != "" {
+				given = append(given, name)
+			}
 		}
-	}
-	if len(given) > 1 {
-		return fmt.Errorf("cannot use both OS parameters %s and %s: give one of them", given[0], given[1])
+		if len(given) > 1 {
+			return fmt.Errorf("cannot use both OS parameters %s and %s: give one of them", given[0], given[1])
+		}
 	}
 	return nil
 }
@@ -105,7 +114,7 @@ func checkParameter(name, text string, policy *Settings) error {
 	if _, err := k.kind.check(text); err != nil {
 		return fmt.Errorf("cannot use OS parameter %s: %w", k.param, err)
 	}
-	if k.name == "IMAGE_URL" || k.name == "USER_DATA_URL" {
+	if k.name == "IMAGE_URL" || k.name == "USER_DATA_URL" || k.name == "SSH_KEYS_URL" {
 		if err := allowed(text, policy); err != nil {
 			return fmt.Errorf("cannot use OS parameter %s: %w", k.param, err)
 		}

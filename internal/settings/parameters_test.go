@@ -3,6 +3,7 @@ package settings
 import (
 	"encoding/base64"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,7 +31,7 @@ func TestParametersList(t *testing.T) {
 	}
 	want := "cdinstall image_name arch image_type image_url swap swap_size boot_size filesystem partition_table esp_size grub kernel_args nomount grow seed_disk disk_1 " +
 		"disk_2 disk_3 disk_4 disk_5 disk_6 disk_7 disk_8 disk_9 disk_10 disk_11 disk_12 disk_13 disk_14 disk_15 " +
-		"overlay subnet " +
+		"overlay subnet identity identity_keep root_password root_password_hash user_name user_password user_password_hash ssh_keys ssh_keys_url guest_files " +
 		"cinit_user cinit_ssh_key cinit_ssh_pwauth cinit_disable_root cinit_manage_resolv_conf dns_servers dns_search user_data user_data_base64 user_data_url os-image"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
@@ -45,7 +46,7 @@ func TestNoParameterNamesAFileOfTheNode(t *testing.T) {
 		if p.name == "" {
 			continue
 		}
-		if _, err := p.kind.check("/etc/shadow"); err == nil && p.name != "KERNEL_ARGS" && p.name != "USER_DATA" {
+		if _, err := p.kind.check("/etc/shadow"); err == nil && !slices.Contains([]string{"KERNEL_ARGS", "USER_DATA", "ROOT_PASSWORD", "USER_PASSWORD"}, p.name) {
 			t.Errorf("%s takes a path", p.param)
 		}
 	}
@@ -59,13 +60,15 @@ var good = map[string]string{
 	"cinit_manage_resolv_conf": "no", "dns_servers": "192.0.2.1", "dns_search": "example.org", "user_data": "#cloud-config\n", "os_image": "/x.img",
 	"seed_disk": "seed", "disk_1": "swap", "disk_2": "data:xfs:/srv", "disk_3": "seed", "disk_4": "swap", "disk_5": "swap", "disk_6": "swap", "disk_7": "swap",
 	"disk_8": "swap", "disk_9": "swap", "disk_10": "swap", "disk_11": "swap", "disk_12": "swap", "disk_13": "swap", "disk_14": "swap", "disk_15": "data:ext4:/a/b",
+	"identity": "yes", "identity_keep": "machine-id", "root_password": "a b:c", "user_name": "admin", "user_password_hash": sha512, "ssh_keys": key,
+	"ssh_keys_url": "https://mirror/images/k", "guest_files": `[{"path": "/etc/motd", "text": "hello"}]`,
 }
 
 func TestParametersAreTaken(t *testing.T) {
 	s := newSite(t).with("ALLOW_URLS=https://mirror/images", "-")
 	set := s.mustLoad(good)
 	for _, p := range parameters() {
-		if p.name == "" || p.name == "USER_DATA_URL" {
+		if p.name == "" || slices.Contains([]string{"USER_DATA_URL", "ROOT_PASSWORD_HASH", "USER_PASSWORD"}, p.name) {
 			continue
 		}
 		if got := set.Origin(p.name).String(); got != "OS parameter "+p.param {
@@ -116,6 +119,19 @@ func TestParametersAreRefused(t *testing.T) {
 		{"user_data_base64", "AAAA", "NUL"},
 		{"image_url", secret, "begins with http"},
 		{"image_url", "https://other/" + secret, "under no prefix of ALLOW_URLS"},
+		{"hook_timeout", "5", "there is none of that name"},
+		{"initramfs", "rebuild", "there is none of that name"},
+		{"identity", secret, "want yes or no"},
+		{"identity_keep", secret, "entry 1 of the list: want one of"},
+		{"root_password", "x\n" + secret, "want one line"},
+		{"root_password", secret + "\x00", "want one line"},
+		{"root_password_hash", secret, "want a whole hash"},
+		{"user_name", "../" + secret, "a user's name"},
+		{"user_password", strings.Repeat(secret, 50), "want one line"},
+		{"user_password_hash", sha512 + "\n" + secret, "want a whole hash"},
+		{"ssh_keys", secret, "line 1 is not"},
+		{"ssh_keys_url", "https://other/" + secret, "under no prefix of ALLOW_URLS"},
+		{"guest_files", `[{"path": "` + secret + `", "text": ""}]`, "file 1 of the list: path"},
 		{"user_data_url", "file:///" + secret, "begins with http"},
 	}
 	s := newSite(t).with("ALLOW_URLS=https://mirror/images", "-")
@@ -133,6 +149,13 @@ func TestParametersAreRefused(t *testing.T) {
 		}
 		if err := CheckParameters(map[string]string{c.name: ""}, nil); err != nil {
 			t.Errorf("an empty %s: %v", c.name, err)
+		}
+	}
+	for _, of := range []string{"root", "user"} {
+		password, hash := of+"_password", of+"_password_hash"
+		err := CheckParameters(map[string]string{password: secret, hash: sha512}, nil)
+		if err == nil || err.Error() != "cannot use both OS parameters "+password+" and "+hash+": give one of them" {
+			t.Errorf("both of %s: %v", of, err)
 		}
 	}
 	for _, two := range [][2]string{{"user_data", "user_data_base64"}, {"user_data", "user_data_url"}, {"user_data_base64", "user_data_url"}} {
@@ -213,7 +236,7 @@ func TestAllowedURLs(t *testing.T) {
 		{"https://", false},
 	}
 	for _, c := range cases {
-		for _, name := range []string{"image_url", "user_data_url"} {
+		for _, name := range []string{"image_url", "user_data_url", "ssh_keys_url"} {
 			err := CheckParameters(map[string]string{name: c.url}, &Settings{AllowURLs: prefixes})
 			if (err == nil) != c.ok {
 				t.Errorf("%s=%q: %v", name, c.url, err)

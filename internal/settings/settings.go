@@ -23,6 +23,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"ganeti-instance-image/internal/size"
 )
@@ -62,6 +63,17 @@ type Settings struct {
 	VariantsDir  string
 	ExportDir    string
 
+	HookTimeout  time.Duration // 0: none
+	Identity     Tristate
+	IdentityKeep []string // of IdentityParts
+	Initramfs    string   // no, rebuild
+	RootAccess   Access
+	User         string // a user to make; empty: none
+	UserAccess   Access
+	SSHKeys      []string // lines of an authorized_keys file
+	SSHKeysURL   string
+	GuestFiles   []GuestFile
+
 	Cinit        Cinit
 	DNSServers   []netip.Addr
 	DNSSearch    []string
@@ -94,6 +106,16 @@ type DiskUse struct {
 func (s *Settings) SeedOnDisk() bool {
 	return s.SeedDisk != "" || slices.ContainsFunc(s.DiskUses[:], func(u DiskUse) bool { return u.What == "seed" })
 }
+
+// Access is how a user of the guest may log in; at most one field is set.
+type Access struct {
+	Password     string // as it is typed
+	PasswordHash string // as crypt(5) has it
+}
+
+// IdentityParts are the names of what IDENTITY takes from a guest, in the order
+// it does.
+var IdentityParts = []string{"machine-id", "random-seed", "dhcp-leases", "net-names", "lvm-devices", "iscsi", "credential-secret", "blkid", "cloud-init"}
 
 // Cinit is what cloud-init is told of users; a zero field leaves the image as
 // it is.
@@ -195,14 +217,31 @@ func (s *Settings) warn(format string, args ...any) {
 
 // Environ is every setting as NAME=value for the hooks: the known ones with
 // their defaults, switches as yes or no, sizes in MiB, and then the site's own.
-// It has no name that is Ganeti's.
+// It has no name that is Ganeti's, and no secret.
 func (s *Settings) Environ() []string {
 	var environ []string
 	for _, k := range known() {
+		if k.kind.secret {
+			continue
+		}
 		environ = append(environ, k.name+"="+s.values[k.name].text)
 	}
 	for _, name := range s.own {
 		environ = append(environ, name+"="+s.values[name].text)
 	}
 	return environ
+}
+
+// WithoutSecrets is the environment that Ganeti gave to create, without the OS
+// parameters of which hooks see nothing, as of Environ.
+func WithoutSecrets(environ []string) []string {
+	return slices.DeleteFunc(slices.Clone(environ), func(entry string) bool {
+		name, _, _ := strings.Cut(entry, "=")
+		key, isParameter := strings.CutPrefix(name, "OSP_")
+		if !isParameter {
+			return false
+		}
+		k, _ := findParameter(paramKey(strings.ToLower(key)))
+		return k.kind.secret
+	})
 }

@@ -10,16 +10,22 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"ganeti-instance-image/internal/need"
 	"ganeti-instance-image/internal/osapi"
+	"ganeti-instance-image/internal/run"
 	"ganeti-instance-image/internal/shellfile"
 	"ganeti-instance-image/internal/size"
 )
 
 const key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIB/JcWN8vAN6FrXhCqLa9XU3kz7sQx2sZPaD0k3Iq5pZ admin@example.org"
+
+// sha512 has the form of what openssl passwd -6 prints.
+const sha512 = "$6$abcdefgh$" + "01234567890123456789012345678901234567890123456789012345678901234567890123456789012345"
 
 // ganeti is the environment that create has.
 var ganeti = []string{"INSTANCE_NAME=web.example.org", "INSTANCE_BE_maxmem=512", "OS_VARIANT=debian", "PATH=/usr/bin:/bin", "OSP_X=parameter"}
@@ -78,6 +84,9 @@ func (s site) mustLoad(params map[string]string) *Settings {
 	return set
 }
 
+// notForHooks are the fields that Environ leaves out.
+var notForHooks = cmpopts.IgnoreFields(Settings{}, "RootAccess", "UserAccess", "GuestFiles")
+
 // text is a setting as hooks get it.
 func (s *Settings) text(name string) string {
 	for _, entry := range s.Environ() {
@@ -96,7 +105,7 @@ func TestDefaults(t *testing.T) {
 		Swap: true, SwapSize: 512 * size.MiB, BootSize: 512 * size.MiB, Filesystem: "ext4", Grow: true,
 		PartitionTable: "auto", ESPSize: 100 * size.MiB, GRUB: "no",
 		CustomizeDir: conf + "hooks", OverlaysDir: conf + "overlays", NetworksDir: conf + "networks", VariantsDir: conf + "variants",
-		ExportDir: "/tmp",
+		ExportDir: "/tmp", HookTimeout: 10 * time.Minute, Initramfs: "no",
 	}
 	for _, defaults := range []string{"-", "", "# nothing\n", allEmpty()} {
 		if defaults != "-" {
@@ -183,6 +192,13 @@ func TestEverySetting(t *testing.T) {
 		"SUBNET":                   {{"vlan42", "vlan42"}},
 		"VARIANTS_DIR":             {{"/v", "/v"}},
 		"EXPORT_DIR":               {{"/e", "/e"}},
+		"IDENTITY":                 switches,
+		"IDENTITY_KEEP":            {{"lvm-devices,machine-id  blkid", "lvm-devices machine-id blkid"}, {strings.Join(IdentityParts, ", "), strings.Join(IdentityParts, " ")}},
+		"HOOK_TIMEOUT":             {{"0", "0"}, {"30", "30"}, {"999999", "999999"}},
+		"INITRAMFS":                {{"no", "no"}, {"rebuild", "rebuild"}},
+		"USER_NAME":                {{"admin", "admin"}, {"_a.B-9", "_a.B-9"}},
+		"SSH_KEYS":                 {{key, key}, {"# mine\n\n" + key + "\n  " + key + "\n", key + "\n" + key}},
+		"SSH_KEYS_URL":             {{"https://keys.example.org/admin.keys", "https://keys.example.org/admin.keys"}},
 		"CINIT_USER":               {{"admin", "admin"}},
 		"CINIT_SSH_KEY":            {{key, key}, {"# mine\n\n" + key + "\n  " + key + "\n", key + "\n" + key}},
 		"CINIT_SSH_PWAUTH":         switches,
@@ -202,8 +218,8 @@ func TestEverySetting(t *testing.T) {
 		cases[fmt.Sprintf("DISK_%d", n)] = cases["DISK_1"]
 	}
 	for _, k := range known() {
-		if len(cases[k.name]) == 0 {
-			t.Errorf("no case for %s", k.name)
+		if (len(cases[k.name]) == 0) != k.kind.secret {
+			t.Errorf("no case for %s, or one for a secret, which TestSecrets has", k.name)
 		}
 		for _, c := range cases[k.name] {
 			set := newSite(t).with(k.name+"=\""+c.text+"\"\n", "-").mustLoad(nil)
@@ -225,6 +241,8 @@ CINIT_SSH_PWAUTH=1 CINIT_DISABLE_ROOT=no
 DNS_SERVERS="192.0.2.1 2001:db8::1" DNS_SEARCH=example.org
 USER_DATA_FILE=/u ALLOW_URLS="http://a" DENY_PARAMETERS="grow os-image"
 DISK_1=swap DISK_15=data:ext4:/srv
+IDENTITY=no IDENTITY_KEEP="blkid machine-id" HOOK_TIMEOUT=90 INITRAMFS=rebuild
+USER_NAME=u SSH_KEYS="`+key+`" SSH_KEYS_URL=http://k ROOT_PASSWORD='a"b' USER_PASSWORD_HASH='`+sha512+`'
 IMAGE_DEBUG=1 BOOT_SIZE=1G IMAGE_FILE=/i SUBNET=s OVERLAY=o
 `, "-").mustLoad(nil)
 	want := Cinit{User: "admin", SSHKeys: []string{key, key}, SSHPasswordAuth: Yes, DisableRoot: No, ManageResolvConf: Unset}
@@ -233,6 +251,11 @@ IMAGE_DEBUG=1 BOOT_SIZE=1G IMAGE_FILE=/i SUBNET=s OVERLAY=o
 	}
 	if !slices.Equal(set.DNSServers, []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}) || !slices.Equal(set.DNSSearch, []string{"example.org"}) {
 		t.Errorf("DNS: %v %v", set.DNSServers, set.DNSSearch)
+	}
+	if set.Identity != No || !slices.Equal(set.IdentityKeep, []string{"blkid", "machine-id"}) || set.HookTimeout != 90*time.Second || set.Initramfs != "rebuild" ||
+		set.User != "u" || !slices.Equal(set.SSHKeys, []string{key}) || set.SSHKeysURL != "http://k" ||
+		set.RootAccess != (Access{Password: `a"b`}) || set.UserAccess != (Access{PasswordHash: sha512}) {
+		t.Errorf("got %+v", set)
 	}
 	if set.DiskUses[1] != (DiskUse{What: "swap"}) || set.DiskUses[2] != (DiskUse{}) || set.DiskUses[15] != (DiskUse{"data", "ext4", "/srv"}) {
 		t.Errorf("got %+v", set.DiskUses)
@@ -274,6 +297,25 @@ func TestLoadRefuses(t *testing.T) {
 		{"ALLOW_URLS=http://a/?" + secret, "without user, password, query"},
 		{"DENY_PARAMETERS='image_url " + secret + "'", "entry 2 of the list is no OS parameter; there are cdinstall image_name"},
 		{"SHELL_SETTINGS=perhaps" + secret, "want yes or no"},
+		{"IDENTITY=perhaps" + secret, "want yes or no"},
+		{"IDENTITY_KEEP='blkid machine_id" + secret + "'", "entry 2 of the list: want one of machine-id, random-seed, "},
+		{"HOOK_TIMEOUT=-1", "a number of seconds"},
+		{"HOOK_TIMEOUT=10m", "a number of seconds"},
+		{"HOOK_TIMEOUT=1000000", "a number of seconds"},
+		{"INITRAMFS=yes" + secret, "want one of no, rebuild"},
+		{"ROOT_PASSWORD=$'a\\n" + secret + "'", "want one line of at most 256 bytes"},
+		{"ROOT_PASSWORD=" + secret + strings.Repeat("x", 251), "want one line of at most 256 bytes"},
+		{"USER_PASSWORD=$'\\xff" + secret + "'", "want one line of at most 256 bytes"},
+		{"ROOT_PASSWORD_HASH=\"$y$j9T$F5Jx5fExrKuPp53xLKQ..1$X3DX6M94c7o.9agCG9G317fhZg9SqC.5i5rd.RhAtQ7\"", "in single quotes where a shell"},
+		{"ROOT_PASSWORD_HASH='" + sha512[:60] + "'", "want a whole hash of crypt(5)"},
+		{"ROOT_PASSWORD_HASH='" + sha512 + ":" + secret + "'", "want a whole hash of crypt(5)"},
+		{"ROOT_PASSWORD_HASH='!'", "want a whole hash of crypt(5)"},
+		{"USER_PASSWORD_HASH=" + secret, "want a whole hash of crypt(5)"},
+		{"USER_NAME='x:0:" + secret + "'", "a user's name"},
+		{"USER_NAME=-" + secret, "a user's name"},
+		{"SSH_KEYS='" + key + "\n" + secret + "'", "line 2 is not an SSH public key"},
+		{"SSH_KEYS_URL=ftp://" + secret, "begins with http"},
+		{"GUEST_FILES=" + secret, "want a list in JSON"},
 		{"VARIANTS_DIR=x" + secret, "want an absolute path"},
 		{"SEED_DISK=0", "from 1 on"},
 		{"SEED_DISK=a/" + secret, "from 1 on"},
@@ -354,6 +396,9 @@ func TestWarnings(t *testing.T) {
 		{"NOMOUNT=yes\nGROW=no", "", ""},
 		{"INSTANCE_NAME=x", "", "INSTANCE_NAME at /etc/default:1 is left out: the name is that of a variable which hooks get from Ganeti or from this program"},
 		{"SHELL_SETTINGS=yes", "", ""},
+		{"USER_PASSWORD=x", "", "USER_PASSWORD of /etc/default:1 has no effect: USER_NAME is empty"},
+		{"USER_PASSWORD_HASH='" + sha512 + "'", "USER_NAME=x", ""},
+		{"ROOT_PASSWORD=x", "", ""},
 		{"", "SHELL_SETTINGS=yes", "SHELL_SETTINGS at /etc/variant:1 has no effect: it counts in /etc/default only"},
 	}
 	for _, c := range cases {
@@ -387,8 +432,8 @@ func TestGanetisVariablesStay(t *testing.T) {
 		names[name] = true
 	}
 	for _, k := range known() {
-		if !names[k.name] {
-			t.Errorf("%s is not in the environment of hooks", k.name)
+		if names[k.name] == k.kind.secret {
+			t.Errorf("%s is not in the environment of hooks, or is a secret that is", k.name)
 		}
 		delete(names, k.name)
 	}
@@ -436,15 +481,85 @@ func TestLaterSourcesSupersede(t *testing.T) {
 	}
 }
 
+// TestPasswordsSupersede: a password and a hash are one thing.
+func TestPasswordsSupersede(t *testing.T) {
+	quoted := "='" + sha512 + "'"
+	cases := []struct {
+		defaults, variant string
+		params            map[string]string
+		root, user        Access
+	}{
+		{"", "", nil, Access{}, Access{}},
+		{"ROOT_PASSWORD=a:b\\ c", "", nil, Access{Password: "a:b c"}, Access{}},
+		{"ROOT_PASSWORD=a", "ROOT_PASSWORD_HASH" + quoted, nil, Access{PasswordHash: sha512}, Access{}},
+		{"ROOT_PASSWORD_HASH" + quoted, "ROOT_PASSWORD=a", nil, Access{Password: "a"}, Access{}},
+		{"ROOT_PASSWORD=a\nUSER_PASSWORD=b", "USER_PASSWORD_HASH" + quoted, nil, Access{Password: "a"}, Access{PasswordHash: sha512}},
+		{"USER_PASSWORD=a", "", map[string]string{"user_password_hash": sha512}, Access{}, Access{PasswordHash: sha512}},
+		{"USER_PASSWORD_HASH" + quoted, "USER_PASSWORD=", map[string]string{"root_password": "c"}, Access{Password: "c"}, Access{PasswordHash: sha512}},
+	}
+	for _, c := range cases {
+		set, err := newSite(t).with(c.defaults, c.variant).load(c.params)
+		if err != nil || set.RootAccess != c.root || set.UserAccess != c.user {
+			t.Errorf("%q, %q, %v: got %+v, %+v, %v", c.defaults, c.variant, c.params, set.RootAccess, set.UserAccess, err)
+		}
+	}
+	s := newSite(t).with("", "USER_PASSWORD=a\nUSER_PASSWORD_HASH"+quoted)
+	if _, err := s.load(nil); err == nil || !strings.Contains(err.Error(), "both USER_PASSWORD and USER_PASSWORD_HASH of "+s.variant("debian")) {
+		t.Errorf("two in one file: %v", err)
+	}
+}
+
+// TestPasswordHashes: the judge of what a hash is, is crypt(3) of the C library.
+func TestPasswordHashes(t *testing.T) {
+	need.Tools(t, "perl")
+	settings := []string{
+		"$1$abcdefgh$", "$1$a$", "$5$saltstring$", "$5$rounds=5000$saltstring$", "$6$abcdefghABCD./01$", "$6$rounds=10000$a$",
+		"$2b$05$abcdefghijklmnopqrstuu", "$2y$05$abcdefghijklmnopqrstuu", "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$", "$gy$j9T$F5Jx5fExrKuPp53xLKQ..1$", "$7$CU..../....2Q9obwLhin8qvQl6sisAO/$",
+	}
+	result, err := run.Cmd{What: "hash", Argv: append([]string{"perl", "-e", `print crypt("pass word", $_) // "*0", "\n" for @ARGV`}, settings...)}.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	hashes := strings.Fields(string(result.Stdout))
+	if len(hashes) != len(settings) {
+		t.Fatalf("got %q", hashes)
+	}
+	for i, hash := range hashes {
+		if strings.HasPrefix(hash, "*") {
+			t.Logf("crypt(3) does not know %s", settings[i])
+			continue
+		}
+		if _, err := checkPasswordHash(hash); err != nil {
+			t.Errorf("%s: %v", hash, err)
+		}
+		for _, bad := range []string{hash[:len(hash)-1], hash + "x", hash[1:], hash + "\n", " " + hash, "!" + hash, strings.Replace(hash, "$", "", 1)} {
+			if _, err := checkPasswordHash(bad); err == nil {
+				t.Errorf("%q is taken", bad)
+			}
+		}
+	}
+}
+
+func TestWithoutSecrets(t *testing.T) {
+	environ := []string{"OSP_ROOT_PASSWORD=x", "OSP_USER_PASSWORD_HASH=x", "OSP_GUEST_FILES=[]", "OSP_GUEST-FILES=x", "OSP_SWAP=no", "OSP_OS_IMAGE=/x", "ROOT_PASSWORDS=y", "OSP_X=z"}
+	if got, want := WithoutSecrets(environ), environ[4:]; !slices.Equal(got, want) || environ[0] != "OSP_ROOT_PASSWORD=x" {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestHooksReadWhatTheyAreGiven(t *testing.T) {
 	userData := "#cloud-config\n\nruncmd:\n  - \"echo 'x' = $y\"\n"
 	s := newSite(t).with("IMAGE_DIR=/images BOOT_SIZE=1536K DNS_SERVERS=192.0.2.1,2001:db8::1 CINIT_SSH_PWAUTH=no\nCINIT_SSH_KEY='"+key+"\n"+key+"'\nMINE=x", "IMAGE_TYPE=auto NOMOUNT=yes")
-	set := s.mustLoad(map[string]string{"user_data": userData, "os_image": "/x", "cinit_disable_root": "1"})
+	set := s.mustLoad(map[string]string{"user_data": userData, "os_image": "/x", "cinit_disable_root": "1",
+		"root_password": "s3cret", "guest_files": `[{"path": "/a", "text": "s3cret"}]`, "identity_keep": "blkid,iscsi", "user_name": "u", "ssh_keys": key})
 	again, err := FromEnviron(slices.Concat([]string{"IMAGE_DIR=/old", "OSP_OS_IMAGE=/x"}, set.Environ()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(set, again, cmpopts.IgnoreUnexported(Settings{}), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+	if set.RootAccess.Password == "" || len(set.GuestFiles) != 1 || strings.Contains(strings.Join(set.Environ(), "\n"), "s3cret") {
+		t.Errorf("got %+v, hooks get %q", set, set.Environ())
+	}
+	if diff := cmp.Diff(set, again, cmpopts.IgnoreUnexported(Settings{}), cmpopts.EquateComparable(netip.Addr{}), notForHooks); diff != "" {
 		t.Error(diff)
 	}
 	if again.UserData != userData || !again.OSImage || again.Cinit.DisableRoot != Yes {
@@ -544,7 +659,7 @@ func FuzzLoad(f *testing.F) {
 		if err != nil {
 			t.Fatalf("hooks cannot read what they are given: %v", err)
 		}
-		if diff := cmp.Diff(set, again, cmpopts.IgnoreUnexported(Settings{}), cmpopts.EquateComparable(netip.Addr{}), cmpopts.IgnoreFields(Settings{}, "OSImage")); diff != "" {
+		if diff := cmp.Diff(set, again, cmpopts.IgnoreUnexported(Settings{}), cmpopts.EquateComparable(netip.Addr{}), notForHooks, cmpopts.IgnoreFields(Settings{}, "OSImage")); diff != "" {
 			t.Fatal(diff)
 		}
 	})

@@ -135,16 +135,17 @@ func exportable(name string) bool {
 func quote(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
 
 // hideParameters takes what bash printed out of its error where that holds the
-// value of an OS parameter.
+// value of an OS parameter or of a secret setting.
 func hideParameters(err error, vars map[string]string) error {
 	var failed *run.Error
 	if !errors.As(err, &failed) {
 		return err
 	}
 	for name, value := range vars {
-		if strings.HasPrefix(name, "OSP_") && value != "" && strings.Contains(failed.Stderr, value) {
+		k, _ := find(name)
+		if (k.kind.secret || strings.HasPrefix(name, "OSP_")) && value != "" && strings.Contains(failed.Stderr, value) {
 			hidden := *failed
-			hidden.Stderr = "(what bash printed holds the value of an OS parameter and is not shown)"
+			hidden.Stderr = "(what bash printed holds the value of an OS parameter or a secret and is not shown)"
 			return &hidden
 		}
 	}

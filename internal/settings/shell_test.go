@@ -139,6 +139,10 @@ func TestBashFails(t *testing.T) {
 			t.Errorf("%q: the message shows a parameter: %v", c.text, err)
 		}
 	}
+	s := newSite(t).with("SHELL_SETTINGS=yes\nROOT_PASSWORD=s3cret", "$ROOT_PASSWORD; [ a = b ]\n")
+	if _, err := s.load(nil); err == nil || !strings.Contains(err.Error(), "is not shown") || strings.Contains(err.Error(), "s3cret") {
+		t.Errorf("a secret setting: %v", err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := byBash(ctx, "/dev/null", nil); err == nil {

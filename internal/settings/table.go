@@ -3,6 +3,7 @@ package settings
 import (
 	"fmt"
 	"iter"
+	"strings"
 )
 
 // setting is one row of the table.
@@ -58,8 +59,22 @@ var table = []section{
 		{"OVERLAY", component, "", "overlay", "Overlay to copy into the guest: the name of a directory in OVERLAYS_DIR (hook overlays)", func(s *Settings) any { return &s.Overlay }},
 		{"NETWORKS_DIR", absPath, "{sysconf}/ganeti/instance-image/networks", "", "Directory of the network files: instances/FQDN and subnets/NAME", func(s *Settings) any { return &s.NetworksDir }},
 		{"SUBNET", component, "", "subnet", "Subnet of the first network card: the name of a file in NETWORKS_DIR/subnets", func(s *Settings) any { return &s.Subnet }},
+		{"IDENTITY", tristate, "", "identity", "Whether the guest loses what must be each system's own, such as the machine-id: yes or no; empty: yes for a tarball or dump and where a hook is enabled", func(s *Settings) any { return &s.Identity }},
+		{"IDENTITY_KEEP", identityParts, "", "identity_keep", "What of that it keeps, with spaces between: " + strings.Join(IdentityParts, ", "), func(s *Settings) any { return &s.IdentityKeep }},
+		{"HOOK_TIMEOUT", seconds, "600", "", "Seconds after which a hook is ended; 0: never", func(s *Settings) any { return &s.HookTimeout }},
+		{"INITRAMFS", initramfs, "no", "", "rebuild: have the guest's own programs make its initramfs anew, shut off from the node and the network; no: run nothing of the guest's", func(s *Settings) any { return &s.Initramfs }},
 		{"VARIANTS_DIR", absPath, "{sysconf}/ganeti/instance-image/variants", "", "Directory of the variants, NAME.conf", func(s *Settings) any { return &s.VariantsDir }},
 		{"EXPORT_DIR", absPath, "/tmp", "", "Directory for temporary files of exports", func(s *Settings) any { return &s.ExportDir }},
+	}},
+	{"Users and files of the guest, with or without cloud-init", []setting{
+		{"ROOT_PASSWORD", password, "", "root_password", "Password of root, or of Administrator; only one of ROOT_PASSWORD and ROOT_PASSWORD_HASH counts, the one set last", func(s *Settings) any { return &s.RootAccess.Password }},
+		{"ROOT_PASSWORD_HASH", passwordHash, "", "root_password_hash", "Password of root as a hash of crypt(5), from: openssl passwd -6", func(s *Settings) any { return &s.RootAccess.PasswordHash }},
+		{"USER_NAME", userName, "", "user_name", "User to make in the guest, unless there is one of that name", func(s *Settings) any { return &s.User }},
+		{"USER_PASSWORD", password, "", "user_password", "Password of USER_NAME; only one of USER_PASSWORD and USER_PASSWORD_HASH counts, the one set last", func(s *Settings) any { return &s.UserAccess.Password }},
+		{"USER_PASSWORD_HASH", passwordHash, "", "user_password_hash", "Password of USER_NAME as a hash of crypt(5)", func(s *Settings) any { return &s.UserAccess.PasswordHash }},
+		{"SSH_KEYS", sshKeys, "", "ssh_keys", "SSH public keys of USER_NAME, or where there is none of root, one a line", func(s *Settings) any { return &s.SSHKeys }},
+		{"SSH_KEYS_URL", webURL, "", "ssh_keys_url", "URL of more such keys", func(s *Settings) any { return &s.SSHKeysURL }},
+		{"GUEST_FILES", guestFiles, "", "guest_files", "Files to put into the guest, a list in JSON: [{\"path\": \"/etc/motd\", \"text\": \"hello\", \"owner\": \"root\", \"group\": \"root\", \"mode\": \"0644\"}]; contents in place of text is in base64", func(s *Settings) any { return &s.GuestFiles }},
 	}},
 	{"cloud-init (hook cloud-init)", []setting{
 		{"CINIT_USER", userName, "", "cinit_user", "User to make in the guest; empty: the image's own default user", func(s *Settings) any { return &s.Cinit.User }},
@@ -75,7 +90,7 @@ var table = []section{
 		{"USER_DATA_URL", webURL, "", "user_data_url", "URL of user-data", func(s *Settings) any { return &s.UserDataURL }},
 	}},
 	{"What OS parameters may do", []setting{
-		{"ALLOW_URLS", urlPrefixes, "", "", "URL prefixes that the OS parameters image_url and user_data_url must be under, with spaces between; empty: none is allowed", func(s *Settings) any { return &s.AllowURLs }},
+		{"ALLOW_URLS", urlPrefixes, "", "", "URL prefixes that the OS parameters image_url, user_data_url and ssh_keys_url must be under, with spaces between; empty: none is allowed", func(s *Settings) any { return &s.AllowURLs }},
 		{"DENY_PARAMETERS", paramNames, "", "", "OS parameters that are refused, with spaces between", func(s *Settings) any { return &s.DenyParameters }},
 		{"", anyText, "", "os-image", "Set by Ganeti itself (--os-image): it has written the disk, which is only customised", nil},
 	}},
