@@ -19,6 +19,13 @@ func hasProgram(root *guest.Root, name string) bool {
 	return false
 }
 
+// hasUdev tells whether udev, systemd's or eudev, names the guest's interfaces:
+// Alpine may have it installed and yet start mdev.
+func hasUdev(root *guest.Root) bool {
+	there := hasProgram(root, "udevd") || root.Exists("/usr/lib/systemd/systemd-udevd") || root.Exists("/lib/systemd/systemd-udevd")
+	return there && !serviceEnabled(root, "mdev") && !serviceEnabled(root, "mdevd")
+}
+
 const localUnits = "/etc/systemd/system/"
 
 // unitEnabled tells whether systemd starts a unit: a link to it is in what

@@ -60,7 +60,7 @@ func dhcpcdFiles(nics []network.NIC) (conf, hook string) {
 // dhcpcdInterface is the part of dhcpcd.conf(5) for one NIC.
 func dhcpcdInterface(nic network.NIC) string {
 	var text strings.Builder
-	fmt.Fprintf(&text, "interface %s\n", ethName(nic))
+	fmt.Fprintf(&text, "interface %s\n", nic.Name)
 	if nic.Metric > 0 {
 		fmt.Fprintf(&text, "metric %d\n", nic.Metric)
 	}
@@ -133,7 +133,7 @@ func dhcpcdCommands(nic network.NIC) string {
 		}
 		var patterns []string
 		for _, event := range due.events {
-			patterns = append(patterns, event+"-"+ethName(nic))
+			patterns = append(patterns, event+"-"+nic.Name)
 		}
 		text += fmt.Sprintf("%s)\n\t%s\n\t;;\n", strings.Join(patterns, "|"), strings.Join(due.commands, "\n\t"))
 	}

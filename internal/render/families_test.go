@@ -30,7 +30,7 @@ var (
 	stubResolv = map[string]string{"etc/resolv.conf": "-> ../run/systemd/resolve/stub-resolv.conf"}
 	scripts    = map[string]string{
 		"etc/sysconfig/network-scripts/network-functions": "", "etc/sysconfig/network-scripts/ifup-eth": "", "etc/sysconfig/network-scripts/ifcfg-lo": "DEVICE=lo\n",
-		"etc/sysconfig/network-scripts/ifcfg-eth0": "DEVICE=eth0\nBOOTPROTO=dhcp\n", "sbin/ifup": "",
+		"etc/sysconfig/network-scripts/ifcfg-eth0": "DEVICE=eth0\nBOOTPROTO=dhcp\n", "sbin/ifup": "", "sbin/udevd": "",
 	}
 	openrc = map[string]string{"sbin/openrc-run": "", "etc/runlevels/boot/hostname": "-> /etc/init.d/hostname"}
 )
@@ -46,9 +46,9 @@ var families = []struct {
 	{"debian-cloud", "netplan", true, []map[string]string{osRelease("debian", "", "12"), netplanGuest, networkdGuest, resolvedGuest, stubResolv, {
 		"etc/netplan/90-default.yaml": "network:\n  version: 2\n  ethernets:\n    all-en:\n      match: {name: en*}\n      dhcp4: true\n", "etc/cloud/cloud.cfg": "x: 1\n",
 	}}},
-	{"debian-installed", "ifupdown", false, []map[string]string{osRelease("debian", "", "12"), ifupdownGuest, ifupdownVersion, {"etc/network/if-up.d/x": "", "etc/resolv.conf": "nameserver 10.0.0.2\n"}}},
+	{"debian-installed", "ifupdown", false, []map[string]string{osRelease("debian", "", "12"), ifupdownGuest, {"etc/network/if-up.d/x": "", "etc/resolv.conf": "nameserver 10.0.0.2\n", "sbin/dhclient": "", "etc/systemd/network/10-old.link": "[Match]\nMACAddress=02:00:00:00:00:09\n[Link]\nName=lan0\n"}}},
 	{"debian-11-cloud", "ifupdown", true, []map[string]string{osRelease("debian", "", "11"), ifupdownGuest, {
-		"var/lib/dpkg/status": "Package: ifupdown\nStatus: install ok installed\nVersion: 0.8.36\n\n", "etc/network/cloud-ifupdown-helper": "", "etc/udev/rules.d/75-cloud-ifupdown.rules": "x",
+		"etc/network/cloud-ifupdown-helper": "", "etc/udev/rules.d/75-cloud-ifupdown.rules": "x",
 		"etc/network/interfaces": "source-directory /etc/network/interfaces.d\nsource-directory /run/network/interfaces.d\nauto lo\niface lo inet loopback\n",
 	}}},
 	{"ubuntu", "netplan", true, []map[string]string{osRelease("ubuntu", "debian", "24.04"), netplanGuest, networkdGuest, resolvedGuest, stubResolv, {
@@ -74,8 +74,8 @@ var families = []struct {
 	{"suse-networkmanager", "NetworkManager", false, []map[string]string{osRelease("opensuse-tumbleweed", "opensuse suse", "20260801"), {
 		"usr/sbin/NetworkManager": "", "etc/systemd/system/network.service": "-> /usr/lib/systemd/system/NetworkManager.service", "etc/resolv.conf": "-> /run/netconfig/resolv.conf",
 	}}},
-	{"gentoo-netifrc", "netifrc", false, []map[string]string{osRelease("gentoo", "", ""), openrc, gentooGuest}},
-	{"gentoo-dhcpcd", "dhcpcd", false, []map[string]string{osRelease("gentoo", "", ""), openrc, {"etc/init.d/net.lo": "", "sbin/dhcpcd": "", "etc/runlevels/default/dhcpcd": "-> /etc/init.d/dhcpcd", "etc/dhcpcd.conf": "hostname\n"}}},
+	{"gentoo-netifrc", "netifrc", false, []map[string]string{osRelease("gentoo", "", ""), openrc, udevGuest, gentooGuest}},
+	{"gentoo-dhcpcd", "dhcpcd", false, []map[string]string{osRelease("gentoo", "", ""), openrc, {"sbin/udevd": "", "etc/init.d/net.lo": "", "sbin/dhcpcd": "", "etc/runlevels/default/dhcpcd": "-> /etc/init.d/dhcpcd", "etc/dhcpcd.conf": "hostname\n"}}},
 	{"gentoo-systemd", "systemd-networkd", false, []map[string]string{osRelease("gentoo", "", ""), networkdGuest, resolvedGuest, stubResolv, {"etc/init.d/net.lo": "", "etc/systemd/network/50-dhcp.network": "[Match]\nName=en*\n"}}},
 	{"alpine-ifupdown-ng", "ifupdown", false, []map[string]string{osRelease("alpine", "", "3.21"), openrc, alpineGuest, {"etc/network/interfaces": "auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet dhcp\n"}}},
 	{"alpine-busybox", "ifupdown", false, []map[string]string{osRelease("alpine", "", "3.12"), openrc, busyBoxGuest}},

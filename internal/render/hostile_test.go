@@ -18,8 +18,9 @@ func TestInTheWay(t *testing.T) {
 	}{
 		{"dhcpcd", dhcpcdGuest, []string{dhcpcdFile, dhcpcdHook}},
 		{"netifrc", with(gentooGuest, map[string]string{"etc/conf.d/other": ""}), []string{netifrcFile}},
-		{"ifcfg", rhel6, []string{scriptsDir + "/ifcfg-eth0", scriptsDir + "/route-eth0"}},
-		{"wicked", wickedGuest, []string{wickedDir + "/ifcfg-eth0"}},
+		{"ifcfg", rhel6, []string{scriptsDir + "/ifcfg-nic0", scriptsDir + "/route-nic0"}},
+		{"wicked", wickedGuest, []string{wickedDir + "/ifcfg-nic0"}},
+		{"ifupdown", with(ifupdownGuest, dhcpPrograms, map[string]string{"etc/resolv.conf": ""}), []string{dhcpcdFile, "/etc/dhcp/dhclient-enter-hooks.d/ganeti", "/etc/udhcpc/udhcpc.conf", "/etc/systemd/network/a.link"}},
 		{"netplan", netplanGuest, []string{"/etc/netplan/x.yaml"}},
 		{"networkd", networkdGuest, []string{"/etc/systemd/network/50-x.network"}},
 		{"NetworkManager", managerGuest, []string{keyfilesDir + "/x"}},

@@ -15,24 +15,21 @@ import (
 )
 
 // ifcfg writes for Red Hat's network scripts, and for NetworkManager of RHEL 8.
-// Up to RHEL 7 a file with both HWADDR and DEVICE renames the interface, early
-// and by the guest's own udev rules; later there are none, and NetworkManager
-// finds it by HWADDR alone. Later scripts without NetworkManager need a name.
+// That finds an interface by HWADDR alone; the scripts, and the files of RHEL up to
+// 7, want a name too, of which they refuse the wrong card. There initscripts' own
+// udev rule renames to what DEVICE says beside HWADDR, but since RHEL 7 cannot swap
+// names either, and in RHEL 6 leaves it to udev's generator of rules; ours says the
+// same name.
 func (w *writer) ifcfg() error {
-	old := rhelMajor(w.root) <= 7
-	renames := old || !usesNetworkManager(w.root)
-	if renames && !old {
+	renames := rhelMajor(w.root) <= 7 || !usesNetworkManager(w.root)
+	if renames {
 		if err := w.rename(); err != nil {
 			return err
 		}
 	}
 	files := map[string]string{}
 	for _, nic := range w.nics {
-		name := nic.Name
-		if renames {
-			name = ethName(nic)
-		}
-		ifcfgFiles(files, nic, name, renames)
+		ifcfgFiles(files, nic, renames)
 	}
 	if err := w.moveIfcfg(scriptsDir, files); err != nil {
 		return err
@@ -64,8 +61,9 @@ func (w *writer) moveIfcfg(dir string, files map[string]string) error {
 }
 
 // ifcfgFiles are the files for one NIC, by their names.
-func ifcfgFiles(files map[string]string, nic network.NIC, name string, renames bool) {
+func ifcfgFiles(files map[string]string, nic network.NIC, renames bool) {
 	var text strings.Builder
+	name := nic.Name
 	fmt.Fprintf(&text, "%sTYPE=Ethernet\nNAME=%s\n", header, name)
 	if renames {
 		fmt.Fprintf(&text, "DEVICE=%s\n", name)
@@ -234,7 +232,7 @@ func (w *writer) wicked() error {
 	}
 	files := map[string]string{}
 	for _, nic := range w.nics {
-		name := ethName(nic)
+		name := nic.Name
 		files["ifcfg-"+name] = wickedFile(nic)
 		if routes := wickedRoutes(nic.Routes); routes != "" {
 			files["ifroute-"+name] = header + routes
@@ -266,7 +264,7 @@ func (w *writer) ignoreRA() error {
 	text := ""
 	for _, nic := range w.nics {
 		if nic.NoRA {
-			text += fmt.Sprintf("net.ipv6.conf.%s.accept_ra = 0\n", ethName(nic))
+			text += fmt.Sprintf("net.ipv6.conf.%s.accept_ra = 0\n", nic.Name)
 		}
 	}
 	const name = "/etc/sysctl.d/60-ganeti-network.conf"

@@ -1,7 +1,6 @@
 package render
 
 import (
-	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,12 +10,11 @@ import (
 
 	"ganeti-instance-image/internal/guest"
 	"ganeti-instance-image/internal/network"
-	"ganeti-instance-image/internal/size"
 )
 
-// dialect is which of the programs named ifup reads /etc/network/interfaces.
+// dialect is which of the programs named ifup reads /etc/network/interfaces; the
+// zero one is Debian's.
 type dialect struct {
-	byMAC   bool // Debian's, new enough to find an interface by its MAC
 	ng      bool // Alpine's ifupdown-ng
 	busyBox bool
 }
@@ -30,59 +28,26 @@ func dialectOf(root *guest.Root) dialect {
 			return dialect{busyBox: true}
 		}
 	}
-	return dialect{byMAC: atLeast(debianVersion(root, "ifupdown"), 0, 8, 41)}
-}
-
-// dpkgLimit bounds the list of packages, which has about 1 KiB for each.
-const dpkgLimit = 32 * size.MiB
-
-// debianVersion is the version of an installed package, "" where dpkg knows of
-// none.
-func debianVersion(root *guest.Root, name string) string {
-	text, err := root.ReadFile("/var/lib/dpkg/status", dpkgLimit)
-	if err != nil {
-		return ""
-	}
-	_, after, _ := bytes.Cut(append([]byte("\n"), text...), []byte("\nPackage: "+name+"\n"))
-	stanza, _, _ := bytes.Cut(after, []byte("\n\n"))
-	if !bytes.Contains(stanza, []byte(" installed\n")) { // what was removed may still be listed
-		return ""
-	}
-	for line := range bytes.Lines(stanza) {
-		if version, ok := bytes.CutPrefix(line, []byte("Version: ")); ok {
-			return string(bytes.TrimSpace(version))
-		}
-	}
-	return ""
-}
-
-// atLeast compares a dotted version with numbers.
-func atLeast(version string, want ...int) bool {
-	var have []int
-	for part := range strings.SplitSeq(version, ".") {
-		n := 0
-		if _, err := fmt.Sscanf(part, "%d", &n); err != nil {
-			break
-		}
-		have = append(have, n)
-	}
-	return slices.Compare(have, want) >= 0
+	return dialect{}
 }
 
 // ifupdown keeps of /etc/network/interfaces what is about the loopback interface
-// or names other files, and adds the NICs.
+// or names other files, and adds the NICs. None has a pattern for a MAC, which
+// interfaces(5) knows since 0.8.41: that stands for what interfaces there are when
+// it is read, and only for names does networking.service wait until udev is done.
 func (w *writer) ifupdown() error {
-	d := dialectOf(w.root)
-	if !d.byMAC {
-		if err := w.rename(); err != nil {
-			return err
-		}
+	if err := w.rename(); err != nil {
+		return err
 	}
+	d := dialectOf(w.root)
 	err := w.editInterfaces(func(old string) string { return d.interfaces(withoutInterfaces(old), w.nics) })
 	if err != nil {
 		return err
 	}
-	return w.resolvConf()
+	if err := w.resolvConf(); err != nil {
+		return err
+	}
+	return w.keepResolvConf(d)
 }
 
 // clearInterfaces takes the interfaces from ifupdown where another tool is to
@@ -129,7 +94,7 @@ func withoutInterfaces(text string) string {
 			}
 			continue
 		case strings.HasPrefix(words[0], "#"):
-			if line != header {
+			if strings.TrimSpace(line) != strings.TrimSpace(header) {
 				out.WriteString(line)
 			}
 			continue
@@ -212,17 +177,11 @@ func hasLoopback(text string) bool {
 }
 
 func (d dialect) nic(out *strings.Builder, nic network.NIC) {
-	name := ethName(nic)
-	if d.byMAC {
-		name = nic.Name
-		fmt.Fprintf(out, "auto mac/%v=%s\n", nic.MAC, name)
-	} else {
-		fmt.Fprintf(out, "auto %s\n", name)
-	}
+	fmt.Fprintf(out, "auto %s\n", nic.Name)
 	v4, v6 := byFamily(nic)
-	d.stanza(out, nic, name, "inet", v4)
+	d.stanza(out, nic, "inet", v4)
 	if len(v6.addresses) > 0 || len(v6.routes) > 0 || v6.auto {
-		d.stanza(out, nic, name, "inet6", v6)
+		d.stanza(out, nic, "inet6", v6)
 	}
 }
 
@@ -254,9 +213,9 @@ func byFamily(nic network.NIC) (v4, v6 family) {
 
 // stanza writes what interfaces(5) has for one address family. What not every
 // dialect has a word for is done by ip(8), which all have.
-func (d dialect) stanza(out *strings.Builder, nic network.NIC, name, kind string, f family) {
+func (d dialect) stanza(out *strings.Builder, nic network.NIC, kind string, f family) {
 	method := d.method(kind, f, nic.DHCP6)
-	fmt.Fprintf(out, "iface %s %s %s\n", name, kind, method)
+	fmt.Fprintf(out, "iface %s %s %s\n", nic.Name, kind, method)
 	if method == "dhcp" && nic.Metric > 0 && !d.busyBox {
 		fmt.Fprintf(out, "    metric %d\n", nic.Metric)
 	}

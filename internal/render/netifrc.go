@@ -29,11 +29,11 @@ func (w *writer) netifrc() error {
 		return err
 	}
 	for _, nic := range w.nics {
-		service := "/etc/init.d/net." + ethName(nic)
+		service := "/etc/init.d/net." + nic.Name
 		if err := w.link("net.lo", service); err != nil {
 			return err
 		}
-		if err := w.link(service, "/etc/runlevels/default/net."+ethName(nic)); err != nil {
+		if err := w.link(service, "/etc/runlevels/default/net."+nic.Name); err != nil {
 			return err
 		}
 	}
@@ -44,7 +44,7 @@ func (w *writer) netifrc() error {
 func (w *writer) dropServices() error {
 	ours := map[string]bool{"net.lo": true}
 	for _, nic := range w.nics {
-		ours["net."+ethName(nic)] = true
+		ours["net."+nic.Name] = true
 	}
 	names := w.root.Glob("/etc/runlevels/default/net.*")
 	for _, name := range append(names, w.root.Glob("/etc/runlevels/default/dhcpcd")...) { // which takes every interface
@@ -65,7 +65,7 @@ func writePreup(text *strings.Builder, nics []network.NIC) {
 	var names []string
 	for _, nic := range nics {
 		if nic.NoRA {
-			names = append(names, ethName(nic))
+			names = append(names, nic.Name)
 		}
 	}
 	if len(names) > 0 {
@@ -76,7 +76,7 @@ func writePreup(text *strings.Builder, nics []network.NIC) {
 // writeNetifrc writes the variables for a NIC, which are strings of a line each:
 // arrays are of a Gentoo before OpenRC.
 func writeNetifrc(text *strings.Builder, nic network.NIC) {
-	name := ethName(nic)
+	name := nic.Name
 	var config []string
 	switch { // else IPv6 is the kernel's, by router advertisements
 	case nic.DHCP4: // dhcpcd asks for both

@@ -29,10 +29,7 @@ var programs = []struct {
 	files  func(nics []network.NIC) map[string]string
 	start  string
 }{
-	{"ifupdown", "ifup", false, "full routed6 six auto", "", func(nics []network.NIC) map[string]string {
-		return map[string]string{"interfaces": dialect{byMAC: true}.interfaces("", nics)}
-	}, `ifup -a --interfaces="$1/interfaces" --state-dir="$1"; say`},
-	{"ifupdown of Debian 11", "ifup", true, "routed6", "", func(nics []network.NIC) map[string]string {
+	{"ifupdown", "ifup", true, "full routed6 six auto", "", func(nics []network.NIC) map[string]string {
 		return map[string]string{"interfaces": dialect{}.interfaces("", nics)}
 	}, `ifup -a --interfaces="$1/interfaces" --state-dir="$1"; say`},
 	{"BusyBox", "busybox", true, "full routed6 six", "", func(nics []network.NIC) map[string]string {
@@ -78,7 +75,7 @@ mkdir /run/dhcpcd
 for link in $(ls /sys/class/net); do ip link set $link up; done
 sed "s,/etc/dhcpcd.exit-hook,$1/hook,; s,dhcpcd-hooks/\*,dhcpcd-hooks/20-resolv.conf," /usr/lib/dhcpcd/dhcpcd-run-hooks >"$1/run-hooks"
 chmod 755 "$1/run-hooks"
-dhcpcd -B -A --nodev -z 'eth*' -f "$1/conf" -c "$1/run-hooks" >"$1/log" 2>&1 &
+dhcpcd -B -A --nodev -z 'nic*' -f "$1/conf" -c "$1/run-hooks" >"$1/log" 2>&1 &
 said=/etc/resolv.conf
 say`},
 }
@@ -230,7 +227,7 @@ func (a *attempt) check(t *testing.T) {
 
 func device(n network.NIC, byName bool) string {
 	if byName {
-		return ethName(n)
+		return n.Name
 	}
 	return fmt.Sprint("ens", 9-n.Index)
 }

@@ -85,7 +85,7 @@ func Write(root *guest.Root, nics []network.NIC, options Options) ([]string, err
 	}
 	w := &writer{root: root, nics: nics}
 	w.say("the guest sets up its network with " + chosen.Name)
-	steps := []func() error{w.dropNames, func() error { return chosen.write(w) }}
+	steps := []func() error{w.dropNames, w.dropLinks, func() error { return chosen.write(w) }}
 	for _, c := range competitors {
 		if c.of != chosen.Name {
 			steps = append(steps, func() error { return c.clear(w) })
@@ -252,21 +252,64 @@ func (w *writer) dropNames() error {
 	return w.moveAside(rulesFile)
 }
 
-// rename has udev name the NICs, for tools that know an interface by its name
-// alone. A .link file would come too late for one that the initramfs has named.
-// Where there is no udev, as on Alpine, the kernel gives the same names by the
+// dropLinks moves systemd.link(5) files aside that are for a MAC: an interface of
+// the image's had it. What is in force for others stays, and a link to /dev/null
+// with it, by which an image turns a scheme of names off.
+func (w *writer) dropLinks() error {
+	for _, name := range w.root.Glob("/etc/systemd/network/*.link") {
+		info, err := w.root.Lstat(name)
+		if err != nil || !info.IsRegular() {
+			continue
+		}
+		text, err := w.root.ReadFile(name, fileLimit)
+		if err != nil || !matchesMAC(string(text)) {
+			continue
+		}
+		if err := w.moveAside(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// matchesMAC tells whether a systemd.link(5) file is for interfaces of certain
+// MACs; in another section than [Match] a MAC is one to be given.
+func matchesMAC(text string) bool {
+	section := ""
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		key, value, _ := strings.Cut(line, "=")
+		key, value = strings.TrimSpace(key), strings.TrimSpace(value)
+		switch {
+		case strings.HasPrefix(line, "["):
+			section = line
+		case section == "[Match]" && (key == "MACAddress" || key == "PermanentMACAddress") && value != "":
+			return true
+		}
+	}
+	return false
+}
+
+// rename names the NICs by the guest's udev, for tools that know an interface by
+// its name alone. A .link file would come too late for one that the initramfs has
+// named. The names are none of the kernel's: of two cards that it found in the
+// other order, and calls eth0 and eth1, udev can rename neither to the other's
+// name. Where there is no udev, as on Alpine, the names are the kernel's, by the
 // order of the devices.
 func (w *writer) rename() error {
 	var text strings.Builder
 	text.WriteString(header)
-	for _, nic := range w.nics {
-		fmt.Fprintf(&text, "SUBSYSTEM==\"net\", ACTION==\"add\", ATTR{address}==\"%v\", ATTR{type}==\"1\", NAME=\"%s\"\n", nic.MAC, ethName(nic))
+	kernels := !hasUdev(w.root)
+	w.nics = slices.Clone(w.nics)
+	for i, nic := range w.nics {
+		if kernels {
+			nic.Name = fmt.Sprintf("eth%d", nic.Index)
+		}
+		fmt.Fprintf(&text, "SUBSYSTEM==\"net\", ACTION==\"add\", ATTR{address}==\"%v\", ATTR{type}==\"1\", NAME=\"%s\"\n", nic.MAC, nic.Name)
+		w.nics[i] = nic
 	}
 	return w.put(rulesFile, text.String(), 0o644)
 }
-
-// ethName is what a NIC is renamed to.
-func ethName(nic network.NIC) string { return fmt.Sprintf("eth%d", nic.Index) }
 
 // silenceCloudInit keeps cloud-init from writing a network of its own.
 func (w *writer) silenceCloudInit() error {

@@ -85,20 +85,20 @@ func write(t *testing.T, root *guest.Root, nics []network.NIC, options Options) 
 }
 
 var (
-	netplanGuest    = map[string]string{"usr/sbin/netplan": ""}
-	networkdGuest   = map[string]string{"etc/systemd/system/multi-user.target.wants/systemd-networkd.service": "-> /usr/lib/systemd/system/systemd-networkd.service"}
-	resolvedGuest   = map[string]string{"etc/systemd/system/sysinit.target.wants/systemd-resolved.service": "-> /usr/lib/systemd/system/systemd-resolved.service"}
-	managerGuest    = map[string]string{"usr/sbin/NetworkManager": "", "etc/systemd/system/multi-user.target.wants/NetworkManager.service": "-> /usr/lib/systemd/system/NetworkManager.service"}
-	rhel8           = map[string]string{"etc/os-release": "ID=\"almalinux\"\nID_LIKE=\"rhel centos fedora\"\nVERSION_ID=\"8.9\"\n", "usr/lib64/NetworkManager/1.40.16-13.el8/libnm-settings-plugin-ifcfg-rh.so": ""}
-	rhel9           = map[string]string{"etc/os-release": "ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\nVERSION_ID=\"9.4\"\n", "usr/lib64/NetworkManager/1.46.0/libnm-settings-plugin-ifcfg-rh.so": ""}
-	rhel6           = map[string]string{"etc/redhat-release": "CentOS release 6.10 (Final)\n", "etc/sysconfig/network-scripts/network-functions": "", "sbin/ifup": "", "etc/sysconfig/network-scripts/ifcfg-lo": "DEVICE=lo\n"}
-	wickedGuest     = map[string]string{"usr/sbin/wicked": "", "etc/systemd/system/network.service": "-> /usr/lib/systemd/system/wicked.service", "etc/os-release": "ID=opensuse-leap\nID_LIKE=\"suse opensuse\"\nVERSION_ID=15.5\n"}
-	ifupdownGuest   = map[string]string{"sbin/ifup": "", "etc/network/interfaces": debianInterfaces, "etc/systemd/system/multi-user.target.wants/networking.service": "-> /lib/systemd/system/networking.service"}
-	ifupdownVersion = map[string]string{"var/lib/dpkg/status": "Package: ifup\nVersion: 9\n\nPackage: ifupdown\nStatus: install ok installed\nVersion: 0.8.41\nDepends: x\n\nPackage: z\nVersion: 1\n"}
-	alpineGuest     = map[string]string{"sbin/ifup": "-> ifupdown", "sbin/ifupdown": "", "usr/libexec/ifupdown-ng/static": "", "etc/network/interfaces": "", "etc/runlevels/boot/networking": "-> /etc/init.d/networking"}
-	busyBoxGuest    = map[string]string{"sbin/ifup": "-> /bin/busybox", "bin/busybox": "", "etc/network/interfaces": "", "etc/runlevels/boot/networking": "-> /etc/init.d/networking"}
-	gentooGuest     = map[string]string{"etc/init.d/net.lo": "#!/sbin/openrc-run\n", "etc/conf.d/net": "config_enp1s0=\"dhcp\"\n", "etc/runlevels/default/net.enp1s0": "-> /etc/init.d/net.enp1s0"}
-	dhcpcdGuest     = map[string]string{"usr/bin/dhcpcd": "", "etc/runit/runsvdir/default/dhcpcd": "-> /etc/sv/dhcpcd"}
+	netplanGuest  = map[string]string{"usr/sbin/netplan": ""}
+	networkdGuest = map[string]string{"etc/systemd/system/multi-user.target.wants/systemd-networkd.service": "-> /usr/lib/systemd/system/systemd-networkd.service"}
+	resolvedGuest = map[string]string{"etc/systemd/system/sysinit.target.wants/systemd-resolved.service": "-> /usr/lib/systemd/system/systemd-resolved.service"}
+	managerGuest  = map[string]string{"usr/sbin/NetworkManager": "", "etc/systemd/system/multi-user.target.wants/NetworkManager.service": "-> /usr/lib/systemd/system/NetworkManager.service"}
+	rhel8         = map[string]string{"etc/os-release": "ID=\"almalinux\"\nID_LIKE=\"rhel centos fedora\"\nVERSION_ID=\"8.9\"\n", "usr/lib64/NetworkManager/1.40.16-13.el8/libnm-settings-plugin-ifcfg-rh.so": ""}
+	rhel9         = map[string]string{"etc/os-release": "ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\nVERSION_ID=\"9.4\"\n", "usr/lib64/NetworkManager/1.46.0/libnm-settings-plugin-ifcfg-rh.so": ""}
+	rhel6         = map[string]string{"etc/redhat-release": "CentOS release 6.10 (Final)\n", "etc/sysconfig/network-scripts/network-functions": "", "sbin/ifup": "", "etc/sysconfig/network-scripts/ifcfg-lo": "DEVICE=lo\n", "sbin/udevd": ""}
+	wickedGuest   = map[string]string{"usr/sbin/wicked": "", "etc/systemd/system/network.service": "-> /usr/lib/systemd/system/wicked.service", "etc/os-release": "ID=opensuse-leap\nID_LIKE=\"suse opensuse\"\nVERSION_ID=15.5\n", "sbin/udevd": ""}
+	ifupdownGuest = map[string]string{"sbin/ifup": "", "etc/network/interfaces": debianInterfaces, "etc/systemd/system/multi-user.target.wants/networking.service": "-> /lib/systemd/system/networking.service", "sbin/udevd": ""}
+	udevGuest     = map[string]string{"usr/lib/systemd/systemd-udevd": ""}
+	alpineGuest   = map[string]string{"sbin/ifup": "-> ifupdown", "sbin/ifupdown": "", "usr/libexec/ifupdown-ng/static": "", "etc/network/interfaces": "", "etc/runlevels/boot/networking": "-> /etc/init.d/networking"}
+	busyBoxGuest  = map[string]string{"sbin/ifup": "-> /bin/busybox", "bin/busybox": "", "etc/network/interfaces": "", "etc/runlevels/boot/networking": "-> /etc/init.d/networking"}
+	gentooGuest   = map[string]string{"etc/init.d/net.lo": "#!/sbin/openrc-run\n", "etc/conf.d/net": "config_enp1s0=\"dhcp\"\n", "etc/runlevels/default/net.enp1s0": "-> /etc/init.d/net.enp1s0", "sbin/udevd": ""}
+	dhcpcdGuest   = map[string]string{"usr/bin/dhcpcd": "", "etc/runit/runsvdir/default/dhcpcd": "-> /etc/sv/dhcpcd", "sbin/udevd": ""}
 )
 
 func TestChoose(t *testing.T) {
@@ -288,17 +288,18 @@ func TestIfcfg(t *testing.T) {
 	root, dir := guestOf(t, with(rhel6, map[string]string{"etc/sysconfig/network": "NETWORKING=no\nHOSTNAME=x\nGATEWAY=10.0.0.1", "etc/sysconfig/network-scripts/ifcfg-eth3": "x", "etc/sysconfig/network-scripts/route-eth0": "x"}))
 	write(t, root, networks["both"], Options{})
 	checkFiles(t, "RHEL 6", dir, map[string]string{
-		"etc/sysconfig/network-scripts/ifcfg-eth0": header + "TYPE=Ethernet\nNAME=eth0\nDEVICE=eth0\nHWADDR=11:22:33:44:55:10\nONBOOT=yes\nBOOTPROTO=none\nIPADDR=192.0.2.10\nPREFIX=24\nNETMASK=255.255.255.0\nGATEWAY=192.0.2.1\n" +
+		"etc/sysconfig/network-scripts/ifcfg-nic0": header + "TYPE=Ethernet\nNAME=nic0\nDEVICE=nic0\nHWADDR=11:22:33:44:55:10\nONBOOT=yes\nBOOTPROTO=none\nIPADDR=192.0.2.10\nPREFIX=24\nNETMASK=255.255.255.0\nGATEWAY=192.0.2.1\n" +
 			"IPV6INIT=yes\nIPV6_AUTOCONF=no\nIPV6ADDR=2001:db8::10/64\nIPV6_DEFAULTGW=2001:db8::1\nDNS1=192.0.2.2\nDNS2=2001:db8::53\nDOMAIN=\"example.org example.net\"\n",
 		"etc/sysconfig/network": "NETWORKING=yes\nHOSTNAME=x\nNETWORKING_IPV6=yes\n", "etc/sysconfig/network-scripts/ifcfg-lo": "DEVICE=lo\n",
 		"etc/sysconfig/network-scripts/ifcfg-eth3": "", "etc/sysconfig/network-scripts/route-eth0": "", "etc/sysconfig/network-scripts.ganeti-orig/ifcfg-eth3": "x",
-		"etc/resolv.conf": header + "search example.org example.net\nnameserver 192.0.2.2\nnameserver 2001:db8::53\n",
+		"etc/udev/rules.d/70-persistent-net.rules": rule,
+		"etc/resolv.conf":                          header + "search example.org example.net\nnameserver 192.0.2.2\nnameserver 2001:db8::53\n",
 	})
 	root, dir = guestOf(t, rhel6)
 	write(t, root, networks["routed6"], Options{})
 	checkFiles(t, "off-link", dir, map[string]string{
-		"etc/sysconfig/network-scripts/route-eth0":  header + "198.51.100.1/32 dev eth0\ndefault via 198.51.100.1 dev eth0\n",
-		"etc/sysconfig/network-scripts/route6-eth0": header + "2001:db8:1::1/128 dev eth0\ndefault via 2001:db8:1::1 dev eth0\n",
+		"etc/sysconfig/network-scripts/route-nic0":  header + "198.51.100.1/32 dev nic0\ndefault via 198.51.100.1 dev nic0\n",
+		"etc/sysconfig/network-scripts/route6-nic0": header + "2001:db8:1::1/128 dev nic0\ndefault via 2001:db8:1::1 dev nic0\n",
 	})
 	root, dir = guestOf(t, with(managerGuest, rhel8))
 	write(t, root, networks["six"], Options{})
@@ -307,12 +308,12 @@ func TestIfcfg(t *testing.T) {
 	})
 	root, dir = guestOf(t, rhel6)
 	write(t, root, networks["dhcp2"], Options{})
-	if got := content(t, dir, "etc/sysconfig/network-scripts/ifcfg-eth1"); !strings.Contains(got, "BOOTPROTO=dhcp\nIPV6INIT=yes\nIPV6_AUTOCONF=yes\nDHCPV6C=yes\nIPV6_ADDR_GEN_MODE=eui64\nMETRIC=200\n") {
+	if got := content(t, dir, "etc/sysconfig/network-scripts/ifcfg-nic1"); !strings.Contains(got, "BOOTPROTO=dhcp\nIPV6INIT=yes\nIPV6_AUTOCONF=yes\nDHCPV6C=yes\nIPV6_ADDR_GEN_MODE=eui64\nMETRIC=200\n") {
 		t.Errorf("DHCP:\n%s", got)
 	}
 }
 
-const rule = header + `SUBSYSTEM=="net", ACTION=="add", ATTR{address}=="11:22:33:44:55:10", ATTR{type}=="1", NAME="eth0"` + "\n"
+const rule = header + `SUBSYSTEM=="net", ACTION=="add", ATTR{address}=="11:22:33:44:55:10", ATTR{type}=="1", NAME="nic0"` + "\n"
 
 func TestWicked(t *testing.T) {
 	root, dir := guestOf(t, with(wickedGuest, map[string]string{
@@ -322,8 +323,8 @@ func TestWicked(t *testing.T) {
 	write(t, root, []network.NIC{withDNS(networks["routed6"][0])}, Options{})
 	checkFiles(t, "wicked", dir, map[string]string{
 		"etc/udev/rules.d/70-persistent-net.rules": rule,
-		"etc/sysconfig/network/ifcfg-eth0":         header + "BOOTPROTO='static'\nSTARTMODE='auto'\nIPADDR='192.0.2.10/32'\nIPADDR_1='2001:db8::10/128'\n",
-		"etc/sysconfig/network/ifroute-eth0":       header + "198.51.100.1/32 - - -\n0.0.0.0/0 198.51.100.1 - -\n2001:db8:1::1/128 - - -\n::/0 2001:db8:1::1 - -\n",
+		"etc/sysconfig/network/ifcfg-nic0":         header + "BOOTPROTO='static'\nSTARTMODE='auto'\nIPADDR='192.0.2.10/32'\nIPADDR_1='2001:db8::10/128'\n",
+		"etc/sysconfig/network/ifroute-nic0":       header + "198.51.100.1/32 - - -\n0.0.0.0/0 198.51.100.1 - -\n2001:db8:1::1/128 - - -\n::/0 2001:db8:1::1 - -\n",
 		"etc/sysconfig/network/ifcfg-lo":           "lo", "etc/sysconfig/network/ifcfg-br0": "", "etc/sysconfig/network/routes": "",
 		"etc/sysconfig/network/config": "# say\nNETCONFIG_DNS_STATIC_SERVERS=\"192.0.2.2 2001:db8::53\"\nX=\"1\"\nNETCONFIG_DNS_STATIC_SEARCHLIST=\"example.org example.net\"\n",
 		"etc/resolv.conf":              "-> /run/netconfig/resolv.conf",
@@ -335,13 +336,77 @@ func TestNetifrc(t *testing.T) {
 	root, dir := guestOf(t, gentooGuest)
 	write(t, root, []network.NIC{withDNS(networks["routed6"][0]), nic(1, "", "")}, Options{})
 	checkFiles(t, "netifrc", dir, map[string]string{
-		"etc/init.d/net.eth0": "-> net.lo", "etc/runlevels/default/net.eth0": "-> /etc/init.d/net.eth0", "etc/runlevels/default/net.eth1": "-> /etc/init.d/net.eth1",
+		"etc/init.d/net.nic0": "-> net.lo", "etc/runlevels/default/net.nic0": "-> /etc/init.d/net.nic0", "etc/runlevels/default/net.nic1": "-> /etc/init.d/net.nic1",
 		"etc/runlevels/default/net.enp1s0": "", "etc/conf.d.ganeti-orig/net": "config_enp1s0=\"dhcp\"\n",
 	})
-	script := `. "$1"; echo "$config_eth0|$routes_eth0|$dns_servers_eth0|$dns_search_eth0|$config_eth1|$routes_eth1"`
+	script := `. "$1"; echo "$config_nic0|$routes_nic0|$dns_servers_nic0|$dns_search_nic0|$config_nic1|$routes_nic1"`
 	result, err := run.Cmd{What: "read", Argv: []string{"sh", "-c", script, "sh", dir + "/etc/conf.d/net"}}.Run(t.Context())
 	want := "192.0.2.10/32\n2001:db8::10/128|198.51.100.1/32 scope link\ndefault via 198.51.100.1\n2001:db8:1::1/128 scope link\n::/0 via 2001:db8:1::1|192.0.2.2 2001:db8::53|example.org example.net|dhcp|\n"
 	if err != nil || string(result.Stdout) != want {
 		t.Errorf("%v: got\n%s\nwant\n%s", err, result.Stdout, want)
+	}
+}
+
+// What an interface is called must be none of the kernel's names where udev gives
+// it, and the kernel's where nothing does.
+func TestNames(t *testing.T) {
+	udev := map[string]string{"sbin/udevd": ""}
+	mdev := map[string]string{"etc/runlevels/sysinit/mdev": "-> /etc/init.d/mdev"}
+	scripts7 := with(rhel6, osRelease("centos", "rhel fedora", "7"))
+	cases := []struct {
+		name, want string
+		files      map[string]string
+	}{
+		{"Debian", "nic", ifupdownGuest},
+		{"Debian without udev", "eth", with(busyBoxGuest, osRelease("debian", "", "13"))},
+		{"Alpine", "eth", alpineGuest},
+		{"Alpine with eudev", "nic", with(alpineGuest, udev)},
+		{"Alpine with eudev and mdev", "eth", with(alpineGuest, udev, mdev)},
+		{"Void", "nic", dhcpcdGuest},
+		{"RHEL 6", "nic", rhel6},
+		{"RHEL 7", "nic", scripts7},
+		{"RHEL 7 with NetworkManager", "nic", with(scripts7, managerGuest)},
+		{"SUSE", "nic", wickedGuest},
+		{"Gentoo", "nic", gentooGuest},
+	}
+	for _, c := range cases {
+		root, dir := guestOf(t, c.files)
+		nics := networks["full"]
+		write(t, root, nics, Options{})
+		if nics[0].Name != "nic1" {
+			t.Errorf("%s: the plan says %s now", c.name, nics[0].Name)
+		}
+		rules := content(t, dir, "etc/udev/rules.d/70-persistent-net.rules")
+		for _, n := range nics {
+			if want := `ATTR{address}=="` + n.MAC.String() + `", ATTR{type}=="1", NAME="` + strings.Replace(n.Name, "nic", c.want, 1) + "\"\n"; !strings.Contains(rules, want) {
+				t.Errorf("%s: no %s in\n%s", c.name, want, rules)
+			}
+		}
+	}
+}
+
+func TestDropLinks(t *testing.T) {
+	gone := map[string]string{
+		"10-old.link":  "[Match]\nMACAddress=02:00:00:00:00:09\n\n[Link]\nName=lan0\n",
+		"11-perm.link": "# x\n[Link]\nName=lan1\n[Match]\n\tPermanentMACAddress = 02:00:00:00:00:09\r\n",
+	}
+	stays := map[string]string{
+		"20-path.link":    "[Match]\nPath=pci-*\n[Link]\nName=lan2\n",
+		"21-given.link":   "[Match]\nOriginalName=x\n[Link]\nMACAddress=02:00:00:00:00:09\n",
+		"22-empty.link":   "[Match]\nMACAddress=\n#MACAddress=02:00:00:00:00:09\n",
+		"99-default.link": "-> /dev/null",
+		"30-x.netdev":     "[Match]\nMACAddress=02:00:00:00:00:09\n",
+	}
+	image, want := map[string]string{}, map[string]string{}
+	for file, text := range with(gone, stays) {
+		image["etc/systemd/network/"+file], want["etc/systemd/network/"+file] = text, text
+	}
+	for file, text := range gone {
+		want["etc/systemd/network/"+file], want["etc/systemd/network.ganeti-orig/"+file] = "", text
+	}
+	for name, files := range map[string]map[string]string{"networkd": networkdGuest, "ifupdown": ifupdownGuest, "netplan": netplanGuest} {
+		root, dir := guestOf(t, with(files, image))
+		write(t, root, networks["static"], Options{})
+		checkFiles(t, name, dir, want)
 	}
 }

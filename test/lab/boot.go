@@ -23,12 +23,20 @@ type BootOptions struct {
 	Memory    int      // MiB; 0 stands for 512
 	Write     bool     // let the guest write to the disk; else its writes are lost with it
 	MAC       string   // of the only NIC; "" for QEMU's own
+	NICs      []NIC    // in the order of the PCI bus, in place of the only one
+	Net       *Network // which the NICs are in
 	Log       string   // where the serial log goes; "" for a file in a temporary directory
 	Arguments []string // more for QEMU, as in -kernel
 }
 
-// Guest is a machine that runs. Its network is QEMU's own, at 10.0.2.15 by
-// DHCP: it reaches nothing, and SSH reaches it.
+// NIC is a network card of a guest.
+type NIC struct {
+	MAC    string
+	Bridge string // of the network: Bridge or Bridge1
+}
+
+// Guest is a machine that runs. Where it is not given NICs its network is QEMU's
+// own, at 10.0.2.15 by DHCP: it reaches nothing, and SSH reaches it.
 type Guest struct {
 	*Console
 	SSHPort int // on 127.0.0.1
@@ -58,7 +66,15 @@ func (l *Lab) Boot(ctx context.Context, disk string, o BootOptions) (_ *Guest, e
 	if g.SSHPort, err = freePort(); err != nil {
 		return nil, err
 	}
-	if err := g.start(ctx, o.argv(disk, accel, g.SSHPort), o.Log); err != nil {
+	network, err := o.network(ctx, g.SSHPort)
+	if err != nil {
+		return nil, err
+	}
+	argv := append(o.argv(disk, accel), network...)
+	if o.Net != nil {
+		argv = append(o.Net.space.exec(), argv...)
+	}
+	if err := g.start(ctx, argv, o.Log); err != nil {
 		return nil, fmt.Errorf("cannot start a guest: %w", err)
 	}
 	return g, nil
@@ -79,24 +95,41 @@ func (g *Guest) start(ctx context.Context, argv []string, log string) error {
 	return errors.Join(err, w.Close())
 }
 
-func (o BootOptions) argv(disk string, accel Accel, port int) []string {
-	format, memory, mac := o.Format, o.Memory, ""
+// network is what QEMU is told of the guest's network. Taps are made for NICs.
+func (o BootOptions) network(ctx context.Context, port int) ([]string, error) {
+	if o.Net == nil {
+		mac := ""
+		if o.MAC != "" {
+			mac = ",mac=" + o.MAC
+		}
+		return []string{"-netdev", fmt.Sprintf("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:%d-:22", port),
+			"-device", "virtio-net-pci,netdev=net,romfile=" + mac}, nil
+	}
+	var argv []string
+	for i, nic := range o.NICs {
+		tap, err := o.Net.tap(ctx, nic.Bridge)
+		if err != nil {
+			return nil, err
+		}
+		argv = append(argv, "-netdev", fmt.Sprintf("tap,id=net%d,ifname=%s,script=no,downscript=no", i, tap),
+			"-device", fmt.Sprintf("virtio-net-pci,netdev=net%d,romfile=,mac=%s", i, nic.MAC))
+	}
+	return argv, nil
+}
+
+func (o BootOptions) argv(disk string, accel Accel) []string {
+	format, memory := o.Format, o.Memory
 	if format == "" {
 		format = "raw"
 	}
 	if memory == 0 {
 		memory = 512
 	}
-	if o.MAC != "" {
-		mac = ",mac=" + o.MAC
-	}
 	snapshot := map[bool]string{true: "off", false: "on"}[o.Write]
 	argv := []string{"qemu-system-x86_64", "-nodefaults", "-machine", "q35", "-m", strconv.Itoa(memory),
 		"-display", "none", "-serial", "stdio",
 		"-drive", fmt.Sprintf("if=virtio,file=%s,format=%s,snapshot=%s,cache=unsafe", disk, format, snapshot),
-		"-device", "virtio-rng-pci",
-		"-netdev", fmt.Sprintf("user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:%d-:22", port),
-		"-device", "virtio-net-pci,netdev=net,romfile=" + mac}
+		"-device", "virtio-rng-pci"}
 	argv = append(argv, accel.arguments()...)
 	if o.UEFI {
 		argv = append(argv, "-bios", firmwareUEFI)

@@ -1,13 +1,15 @@
 // Package lab makes what the end to end tests run on: bootable cloud images in
 // the layouts that distributions ship, guests booted from a disk with QEMU, and
-// a real Ganeti cluster of one node.
+// a real Ganeti cluster of one node; and a network for guests whose network is
+// tested.
 //
 // Everything comes from the packages of the machine, which test/setup installs.
 // The kernel needs loop devices, ext4, xfs and btrfs; it needs no partition
 // parsers, no device mapper, no vfat and no KVM.
 //
-// Left out: other distributions than Debian 12 as the guest. The layouts of
-// other distributions are made with Debian's files in them.
+// Left out: other distributions than Debian as the guest, and other releases than
+// 12, but for the network 13. The layouts of other distributions are made with
+// Debian's files in them.
 package lab
 
 import (
@@ -35,7 +37,7 @@ const defaultCache = "/var/cache/ganeti-instance-image-lab"
 // Lab is a directory of the machine where trees and images are made and kept.
 // It may be used by several processes at once.
 type Lab struct {
-	Dir string // absolute; about 4 GiB are used with all layouts in it
+	Dir string // absolute; about 7 GiB are used with all layouts and networks in it
 }
 
 // Open makes the cache directory where it is missing: $LAB_CACHE, else

@@ -44,20 +44,36 @@ func (n namespace) create(ctx context.Context) error {
 	if err := os.WriteFile(filepath.Join(n.etc(), "hosts"), []byte(text), 0o644); err != nil {
 		return err
 	}
+	if err := n.add(ctx); err != nil {
+		return err
+	}
+	return n.ip(ctx, append(bridge(Bridge), "addr add "+Gateway+"/24 dev "+Bridge)...)
+}
+
+// add makes the namespace, with the loopback interface in it alone.
+func (n namespace) add(ctx context.Context) error {
 	if _, err := (run.Cmd{What: "make a network namespace", Argv: []string{"ip", "netns", "add", n.name}}).Run(ctx); err != nil {
 		return err
 	}
-	// The veth pair gives the bridge a carrier while no guest is there.
-	for _, words := range []string{
-		"link set lo up",
-		"link add " + Bridge + " type bridge",
-		"addr add " + Gateway + "/24 dev " + Bridge,
-		"link set " + Bridge + " up",
-		"link add d0 type veth peer name d1",
-		"link set d0 master " + Bridge,
-		"link set d0 up",
-		"link set d1 up",
-	} {
+	return n.ip(ctx, "link set lo up")
+}
+
+// bridge is what ip is told to make a bridge. The veth pair gives it a carrier
+// while no guest is there.
+func bridge(name string) []string {
+	return []string{
+		"link add " + name + " type bridge",
+		"link set " + name + " up",
+		"link add " + name + "a type veth peer name " + name + "b",
+		"link set " + name + "a master " + name,
+		"link set " + name + "a up",
+		"link set " + name + "b up",
+	}
+}
+
+// ip runs ip in the namespace, once for each line of words.
+func (n namespace) ip(ctx context.Context, lines ...string) error {
+	for _, words := range lines {
 		argv := append([]string{"ip", "-n", n.name}, strings.Fields(words)...)
 		if _, err := (run.Cmd{What: "set up the namespace's network", Argv: argv}).Run(ctx); err != nil {
 			return err

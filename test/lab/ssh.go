@@ -21,6 +21,7 @@ type SSH struct {
 	Port          int    // 0 stands for 22
 	Key           string // path of the private key
 	HostKey       string // the only public host key taken, as in "ssh-ed25519 AAAA..."; "" takes any
+	Source        string // address of ours that the guest answers to; "" for any
 	within        []string
 }
 
@@ -51,7 +52,11 @@ func (s SSH) Run(ctx context.Context, command string) (string, error) {
 	argv = append(argv, "ssh", "-F", "none", "-T", "-i", s.Key, "-p", strconv.Itoa(port),
 		"-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=15", "-o", "LogLevel=ERROR",
 		"-o", "GlobalKnownHostsFile=none", "-o", "UserKnownHostsFile="+known, "-o", "StrictHostKeyChecking="+check,
-		"-o", "HostKeyAlias=guest", s.User+"@"+s.Address, command)
+		"-o", "HostKeyAlias=guest")
+	if s.Source != "" {
+		argv = append(argv, "-b", s.Source)
+	}
+	argv = append(argv, s.User+"@"+s.Address, command)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

@@ -11,9 +11,14 @@ import (
 	"ganeti-instance-image/internal/run"
 )
 
-// suites are the parts of Debian 12 that a tree is made of. Only the first is
+// Releases are those of Debian that trees are made of. The machine's is the first.
+var Releases = []string{"bookworm", "trixie"}
+
+// suites are the parts of a release that a tree is made of. Only the first is
 // needed: a machine may have been given no updates.
-var suites = []string{"bookworm", "bookworm-updates", "bookworm-security"}
+func suites(release string) []string {
+	return []string{release, release + "-updates", release + "-security"}
+}
 
 var packages = []string{
 	"linux-image-cloud-amd64", "initramfs-tools", "kmod", "zstd",
@@ -94,24 +99,34 @@ ls "$1"/boot/vmlinuz-* "$1"/boot/initrd.img-* > /dev/null
 func (l *Lab) DebianTree(ctx context.Context, further ...string) (string, error) {
 	argv := treeRecipe(further...)
 	return l.cached(ctx, "debian-12-"+digest(argv...)+".tar", func(path string) error {
-		sources, err := debianSources(ctx)
-		if err != nil {
-			return err
-		}
-		whole := slices.Concat(withUs("TERM"), proxies(), argv, []string{suites[0], path}, sources)
-		_, err = run.Cmd{What: "make a Debian tree", Argv: whole}.Run(ctx)
-		return err
+		return bootstrap(ctx, argv, Releases[0], path)
 	})
+}
+
+// bootstrap runs a recipe for a release of Debian.
+func bootstrap(ctx context.Context, recipe []string, release, path string) error {
+	sources, err := debianSources(ctx, release)
+	if err != nil {
+		return err
+	}
+	whole := slices.Concat(withUs("TERM"), proxies(), recipe, []string{release, path}, sources)
+	_, err = run.Cmd{What: "make a Debian tree", Argv: whole}.Run(ctx)
+	return err
 }
 
 // treeRecipe is the command line without what is the machine's.
 func treeRecipe(further ...string) []string {
+	return recipe(slices.Concat(packages, further), afterPackages)
+}
+
+// recipe is such a command line for packages, and a script run at the end.
+func recipe(packages []string, after string) []string {
 	argv := []string{"mmdebstrap", "--mode=root", "--variant=minbase", "--format=tar",
-		"--include=" + strings.Join(slices.Concat(packages, further), ","),
+		"--include=" + strings.Join(packages, ","),
 		`--aptopt=Apt::Install-Recommends "false"`,
 		"--dpkgopt=force-unsafe-io",
 		"--essential-hook=" + beforePackages,
-		"--customize-hook=" + afterPackages,
+		"--customize-hook=" + after,
 		"--customize-hook=rm -f \"$1\"/etc/dpkg/dpkg.cfg.d/99mmdebstrap \"$1\"/etc/apt/apt.conf.d/99mmdebstrap",
 	}
 	for _, pattern := range unpacked {
@@ -131,11 +146,12 @@ func proxies() []string {
 	return argv
 }
 
-// debianSources returns the machine's own sources of Debian 12, as lines of a
+// debianSources returns the machine's own sources of Debian, as lines of a
 // sources.list. Who makes a source is known from its signed Release file, so
-// that third parties with the same suite names are left out.
-func debianSources(ctx context.Context) ([]string, error) {
-	lines, err := sourceLines(ctx)
+// that third parties with the same suite names are left out. Another release
+// than the machine's is where the machine's is.
+func debianSources(ctx context.Context, release string) ([]string, error) {
+	lines, err := sourceLines(ctx, release)
 	if err != nil || len(lines) > 0 {
 		return lines, err
 	}
@@ -144,13 +160,13 @@ func debianSources(ctx context.Context) ([]string, error) {
 	if _, err := (run.Cmd{What: "fetch package lists", Argv: append(proxies(), "apt-get", "-q", "update")}).Run(ctx); err != nil {
 		return nil, err
 	}
-	if lines, err = sourceLines(ctx); err == nil && len(lines) == 0 {
+	if lines, err = sourceLines(ctx, release); err == nil && len(lines) == 0 {
 		err = errors.New("cannot find Debian 12 (bookworm main) in the machine's apt sources")
 	}
 	return lines, err
 }
 
-func sourceLines(ctx context.Context) ([]string, error) {
+func sourceLines(ctx context.Context, release string) ([]string, error) {
 	argv := []string{"apt-get", "indextargets", "--format", "$(CODENAME) $(RELEASE) $(COMPONENT) $(REPO_URI)",
 		"Created-By: Packages", "Origin: Debian"}
 	result, err := run.Cmd{What: "list the machine's package sources", Argv: argv}.Run(ctx)
@@ -160,10 +176,14 @@ func sourceLines(ctx context.Context) ([]string, error) {
 	var lines []string
 	for line := range strings.Lines(string(result.Stdout)) {
 		f := strings.Fields(line)
-		if len(f) != 4 || !slices.Contains(suites, f[0]) || f[2] != "main" {
+		if len(f) != 4 || !slices.Contains(suites(Releases[0]), f[0]) || f[2] != "main" {
 			continue
 		}
-		if entry := fmt.Sprintf("deb %s %s main", f[3], f[1]); !slices.Contains(lines, entry) {
+		suite := f[1]
+		if release != Releases[0] {
+			suite = strings.Replace(f[0], Releases[0], release, 1)
+		}
+		if entry := fmt.Sprintf("deb %s %s main", f[3], suite); !slices.Contains(lines, entry) {
 			lines = append(lines, entry)
 		}
 	}
