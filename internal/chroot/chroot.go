@@ -4,16 +4,22 @@
 //
 // The program is hostile, and root. It runs in mount, pid, network, IPC, UTS and
 // cgroup namespaces of its own. Its root is the guest's tree; nothing else is
-// reachable by a path, an open file or a process. Device nodes act nowhere but
-// in a /dev that is read only and has no disk. It has no capability to mount, to
-// load modules, to trace or to configure anything, and cannot gain one. When it
-// ends, or its time is over, the kernel kills all that it started.
+// reachable by a path, an open file or a process, and of this program only a
+// sealed copy in memory. Device nodes act nowhere but in a /dev that is read only
+// and has no disk. It has no capability to mount, to load modules, to trace or to
+// configure anything, and cannot gain one, in no user namespace either. A filter
+// keeps system calls from it that no such tool needs: those that reach the node's
+// keys and its kernel's log, sockets but local ones, the Internet's and netlink's,
+// all that are newer than Linux 6.10, and those of another architecture, so that
+// no program of a 32-bit guest runs. When it ends, or its time is over, the kernel
+// kills all that it started; where the node's memory is short, it is killed first.
 //
-// Left out: a bound on how many processes it starts and what it fills the
-// guest's disk with: both end with it. The limit of processes that root is held
-// to is a cgroup's, and nodes differ in whose cgroups those are. A user
-// namespace, since the files of the guest must keep their owners; a system call
-// filter.
+// Left out: a bound on how many processes it starts, what memory they take
+// together and what it fills the guest's disk with. The limits of processes and
+// memory are a cgroup's, and nodes differ in whose cgroups those are. A user
+// namespace, since the files of the guest must keep their owners. What the kernel
+// tells of the node without a right being asked for, as its command line and the
+// names of its disks in /proc.
 package chroot
 
 import (
@@ -43,6 +49,13 @@ const (
 	lineLimit   = 512  // bytes of a line that count
 	saidLimit   = 1600 // bytes of these, in an error's text
 	faultLimit  = 1024 // bytes of what the process in the namespaces reports
+)
+
+// The open files that process 1 of the namespaces is given besides the standard
+// ones.
+const (
+	faultFD   = 3 // where it reports what it could not do
+	programFD = 4 // what it was started from
 )
 
 // Run runs a program of the guest whose root is mounted at target, an absolute
@@ -92,9 +105,16 @@ func startFirst(ctx context.Context, target string, argv []string) ([]string, er
 		return nil, err
 	}
 	defer faults.Close()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	program, err := sealedCopy()
+	if err != nil {
+		faultsEnd.Close()
+		outputEnd.Close()
+		return nil, err
+	}
+	defer program.Close()
+	cmd := exec.CommandContext(ctx, fmt.Sprintf("/proc/self/fd/%d", programFD))
 	cmd.Args, cmd.Env = append([]string{"chroot", target}, argv...), []string{marker + "=1"}
-	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = outputEnd, outputEnd, []*os.File{faultsEnd}
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = outputEnd, outputEnd, []*os.File{faultsEnd, program}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | cgroupNamespace(),
 		Setsid:     true, // no terminal
@@ -115,6 +135,35 @@ func startFirst(ctx context.Context, target string, argv []string) ([]string, er
 		return lines, err
 	}
 	return lines, errors.New(printable(fault))
+}
+
+// sealedCopy returns a copy of this program in memory that nobody can write to.
+// /proc/self/exe leads to the file a process was started from, out of all
+// namespaces, and the program would be its owner.
+func sealedCopy() (*os.File, error) {
+	own, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return nil, err
+	}
+	defer own.Close()
+	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate("chroot", flags|unix.MFD_EXEC)
+	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
+		fd, err = unix.MemfdCreate("chroot", flags)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("no file in memory could be made for it: %w", err)
+	}
+	memory := os.NewFile(uintptr(fd), "memfd:chroot")
+	_, err = io.Copy(memory, own)
+	if err == nil {
+		_, err = unix.FcntlInt(memory.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+	}
+	if err != nil {
+		memory.Close()
+		return nil, fmt.Errorf("this program could not be copied to memory: %w", err)
+	}
+	return memory, nil
 }
 
 // cgroupNamespace is the flag for one where the kernel has them.

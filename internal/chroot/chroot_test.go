@@ -21,6 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	makeAttempt()
 	Enter()
 	os.Exit(m.Run())
 }
@@ -62,12 +63,28 @@ func newGuest(t *testing.T, dir string) string {
 // runScript runs a shell script in the guest and returns what was logged.
 func runScript(t *testing.T, dir, script string, limit time.Duration) (string, error) {
 	t.Helper()
+	return logged(t, func() error { return Run(t.Context(), dir, []string{"/bin/sh", "-c", script}, limit) })
+}
+
+func logged(t *testing.T, do func() error) (string, error) {
+	t.Helper()
 	var log bytes.Buffer
 	old := slog.Default()
 	slog.SetDefault(slog.New(slog.NewTextHandler(&log, nil)))
 	defer slog.SetDefault(old)
-	err := Run(t.Context(), dir, []string{"/bin/sh", "-c", script}, limit)
+	err := do()
 	return log.String(), err
+}
+
+// said is what the guest's program printed, in one line.
+func said(log string) string {
+	var said []string
+	for line := range strings.Lines(log) {
+		if _, text, ok := strings.Cut(line, "guest: "); ok {
+			said = append(said, strings.ReplaceAll(strings.TrimSuffix(strings.TrimSpace(text), `"`), `\"`, `"`))
+		}
+	}
+	return strings.Join(said, " ")
 }
 
 // What a script prints is what the guest's program could do or see.
@@ -93,6 +110,7 @@ func TestProgramIsConfined(t *testing.T) {
 		{"init's root", `ls /proc/1/root/ 2>&1 | busybox tail -1`, "ls: /proc/1/root/: Permission denied"},
 		{"init's program", `cat /proc/1/exe >/dev/null 2>&1 || echo refused`, "refused"},
 		{"init's environment", `cat /proc/1/environ 2>&1 | busybox tail -1`, "cat: can't open '/proc/1/environ': Permission denied"},
+		{"init's name", `cat /proc/1/comm`, "chroot"},
 		{"environment", `busybox env | busybox sort | busybox tr '\n' ' '`, "HOME=/root LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin PWD=/ SHLVL=1"},
 		{"descriptors", `cd /proc/$$/fd; busybox readlink 0; busybox readlink 1 | busybox cut -c1-5; for f in 3 4 5 6 7 8 9 10 11; do busybox readlink $f; done; echo none`, "/dev/null pipe: none"},
 		{"standard input", `cat; echo end`, "end"},
@@ -116,6 +134,11 @@ func TestProgramIsConfined(t *testing.T) {
 		{"above the root", `cd ../../../..; busybox pwd; busybox ls -d etc home 2>/dev/null`, "/ etc"},
 		{"a chroot in the root", `chroot /var /bin/sh 2>&1; busybox mkdir -p /var/x; echo done`, "chroot: can't execute '/bin/sh': No such file or directory done"},
 		{"user namespace", `unshare -U -r -m sh -c 'mount -o remount,rw,dev /dev; mount -o remount,bind,rw /proc; busybox umount /dev; mknod /dev/x b 7 0; busybox umount -l /proc' >/dev/null 2>&1; [ -e /dev/x ] || echo nothing`, "nothing"},
+		{"its user namespace", `unshare -U busybox true 2>&1; unshare -U -r busybox grep CapEff /proc/self/status 2>&1`, "unshare: unshare(0x10000000): Operation not permitted unshare: unshare(0x10000000): Operation not permitted"},
+		{"the node's keys", `[ ! -e /proc/keys ] || cat /proc/keys /proc/key-users | busybox wc -c`, "0"},
+		{"killed first", `cat /proc/1/oom_score_adj /proc/self/oom_score_adj`, "1000 1000"},
+		{"killed first, for ever", `(echo 0 >/proc/self/oom_score_adj) 2>/dev/null || echo refused`, "refused"},
+		{"files in memory", `for d in /sys /run /tmp /dev /dev/shm; do busybox stat -f -c %c $d; done`, "16384 16384 16384 16384 16384"},
 		{"capabilities", `busybox grep -E 'Cap(Prm|Eff|Bnd|Inh|Amb)|NoNewPrivs' /proc/self/status | busybox tr -d '\t' | busybox tr '\n' ' '`,
 			"CapInh:0000000000000000 CapPrm:00000000880400fb CapEff:00000000880400fb CapBnd:00000000880400fb CapAmb:0000000000000000 NoNewPrivs:1"},
 		{"limits", `ulimit -c; ulimit -n; busybox grep -c . /proc/self/limits >/dev/null`, "0 4096"},
@@ -125,13 +148,7 @@ func TestProgramIsConfined(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			log, _ := runScript(t, dir, c.script, 20*time.Second)
-			var said []string
-			for line := range strings.Lines(log) {
-				if _, text, ok := strings.Cut(line, "guest: "); ok {
-					said = append(said, strings.ReplaceAll(strings.TrimSuffix(strings.TrimSpace(text), `"`), `\"`, `"`))
-				}
-			}
-			got := strings.Join(said, " ")
+			got := said(log)
 			if c.want == "few" {
 				if got != "3" && got != "4" && got != "5" {
 					t.Errorf("%s processes are seen", got)

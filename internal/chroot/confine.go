@@ -1,6 +1,7 @@
 package chroot
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -19,17 +20,32 @@ var keep = []uintptr{
 	unix.CAP_SETGID, unix.CAP_SETUID, unix.CAP_SETFCAP, unix.CAP_MKNOD, unix.CAP_SYS_CHROOT,
 }
 
-// confine takes from what this thread starts all capabilities but a few, and the
-// ways to get others. This process keeps its own, and so cannot be looked into by
-// the program: ptrace(2) asks for all that the other has.
+// confine takes from this thread and what it starts all capabilities but a few,
+// the ways to get others, and system calls. They are taken before the program is
+// started, for the kernel looks up the file to run as the one that asks for it:
+// /proc/self/map_files, which wants a capability, leads to the node's libraries.
 func confine() error {
+	// What /proc and ptrace(2) tell of this process they tell nobody now.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("process 1 cannot be hidden: %w", err)
+	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("new privileges cannot be ruled out: %w", err)
 	}
-	_, _ = unix.KeyctlJoinSessionKeyring("") // a kernel without keys has none to hide
-	if err := clearInheritable(); err != nil {
+	// A new one without a name; a kernel without keys has none to hide.
+	if _, err := unix.KeyctlInt(unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0); err != nil && !errors.Is(err, unix.ENOSYS) {
+		return fmt.Errorf("the node's session keyring cannot be left: %w", err)
+	}
+	if err := boundCapabilities(); err != nil {
 		return err
 	}
+	if err := dropCapabilities(); err != nil {
+		return err
+	}
+	return filterCalls()
+}
+
+func boundCapabilities() error {
 	// The first number that the kernel does not know is an error.
 	for c := uintptr(0); ; c++ {
 		has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, c, 0, 0, 0)
@@ -45,16 +61,20 @@ func confine() error {
 	}
 }
 
-// clearInheritable takes what execve(2) would hand on besides the bounding set,
-// with it the ambient capabilities.
-func clearInheritable() error {
+// dropCapabilities leaves this thread those that are kept, and none that
+// execve(2) would hand on besides the bounding set.
+func dropCapabilities() error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var set [2]unix.CapUserData // of 32 capabilities each
-	if err := unix.Capget(&header, &set[0]); err != nil {
+	var has, kept [2]unix.CapUserData // of 32 capabilities each
+	if err := unix.Capget(&header, &has[0]); err != nil {
 		return fmt.Errorf("the capabilities cannot be read: %w", err)
 	}
-	set[0].Inheritable, set[1].Inheritable = 0, 0
-	if err := unix.Capset(&header, &set[0]); err != nil {
+	for _, c := range keep {
+		bit := has[c/32].Permitted & (1 << (c % 32))
+		kept[c/32].Permitted |= bit
+		kept[c/32].Effective |= bit
+	}
+	if err := unix.Capset(&header, &kept[0]); err != nil {
 		return fmt.Errorf("the capabilities cannot be set: %w", err)
 	}
 	return nil

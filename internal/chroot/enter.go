@@ -1,6 +1,7 @@
 package chroot
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,12 +10,10 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
-
-// faultFD is where this process reports what it could not do.
-const faultFD = 3
 
 // Enter returns at once, except in the process that Run started: there it runs
 // the guest's program and ends the process.
@@ -37,6 +36,7 @@ func Enter() {
 func enter(target string, argv []string) error {
 	for _, step := range []func() error{
 		closeOthers,
+		beKilledFirst,
 		func() error { return takeRoot(target) },
 		furnish,
 		bound,
@@ -48,17 +48,36 @@ func enter(target string, argv []string) error {
 	return execute(argv)
 }
 
-// closeOthers keeps all files but the three standard ones from the program.
+// closeOthers keeps all files but the three standard ones from the program. Those
+// that this process was started with are closed at once: what execve(2) closes
+// is open yet when the kernel looks up the program, and a path may lead through
+// /proc/self/fd. Those that are closed by it are this process's own.
 func closeOthers() error {
+	unix.CloseOnExec(faultFD)
 	open, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return fmt.Errorf("its open files cannot be found out: %w", err)
 	}
 	for _, entry := range open {
-		if fd, err := strconv.Atoi(entry.Name()); err == nil && fd > 2 {
-			unix.CloseOnExec(fd)
+		fd, err := strconv.Atoi(entry.Name())
+		if err != nil || fd <= faultFD {
+			continue
+		}
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			_ = unix.Close(fd)
 		}
 	}
+	return nil
+}
+
+// beKilledFirst makes this process, and all it starts, what the kernel kills
+// when the node runs out of memory, proc_pid_oom_score_adj(5).
+func beKilledFirst() error {
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0); err != nil {
+		return fmt.Errorf("it cannot be marked as the first to be killed where memory is short: %w", err)
+	}
+	// For the kernel's log and ps(1): the name is that of a descriptor.
+	_ = os.WriteFile("/proc/self/comm", []byte("chroot"), 0)
 	return nil
 }
 
@@ -141,10 +160,10 @@ var empty = []struct {
 	data     string
 }{
 	{"/proc", "proc", unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
-	{"/sys", "tmpfs", unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=0755,size=4k"},
-	{"/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755,size=16m"},
-	{"/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777,size=64m"},
-	{"/dev", "tmpfs", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0755,size=64k"},
+	{"/sys", "tmpfs", unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=0755,size=4k,nr_inodes=16k"},
+	{"/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755,size=16m,nr_inodes=16k"},
+	{"/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777,size=64m,nr_inodes=16k"},
+	{"/dev", "tmpfs", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0755,size=64k,nr_inodes=16k"},
 }
 
 // nodes are the devices of /dev, by the numbers Linux gives them (devices.txt).
@@ -158,6 +177,9 @@ var nodes = []struct {
 var links = [][2]string{
 	{"/proc/self/fd", "/dev/fd"}, {"fd/0", "/dev/stdin"}, {"fd/1", "/dev/stdout"}, {"fd/2", "/dev/stderr"},
 }
+
+// hidden are files of /proc that show the keys of the node.
+var hidden = []string{"/proc/keys", "/proc/key-users"}
 
 // furnish mounts what a program expects of a system that runs. The guest's links
 // lead nowhere but into the guest by now.
@@ -186,6 +208,11 @@ func furnish() error {
 	if err := unix.Mount("", "/dev", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("/dev cannot be made read only: %w", err)
 	}
+	for _, file := range hidden {
+		if err := unix.Mount("/dev/null", file, "", unix.MS_BIND, ""); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("%s cannot be hidden: %w", file, err)
+		}
+	}
 	return unix.Sethostname([]byte("localhost"))
 }
 
@@ -193,7 +220,7 @@ func shm() error {
 	if err := unix.Mkdir("/dev/shm", 0o1777); err != nil {
 		return fmt.Errorf("/dev/shm cannot be made: %w", err)
 	}
-	if err := unix.Mount("tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=1777,size=16m"); err != nil {
+	if err := unix.Mount("tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=1777,size=16m,nr_inodes=16k"); err != nil {
 		return fmt.Errorf("/dev/shm cannot be mounted: %w", err)
 	}
 	return nil
@@ -210,5 +237,9 @@ func execute(argv []string) error {
 	}
 	// Its standard input is the new /dev/null.
 	cmd := &exec.Cmd{Path: filepath.Clean(argv[0]), Args: argv, Env: environ, Dir: "/", Stdout: os.Stdout, Stderr: os.Stderr}
-	return cmd.Run()
+	err := cmd.Run()
+	if ended := new(exec.ExitError); errors.As(err, &ended) && ended.Sys().(syscall.WaitStatus).Signal() == unix.SIGSYS {
+		return fmt.Errorf("%w: it is made for another machine than this node, as that of a 32-bit guest is", err)
+	}
+	return err
 }
