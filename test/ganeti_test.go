@@ -24,17 +24,18 @@ type guestCase struct {
 	network     string // how it learns its address: "file" or "ganeti"
 	reinstall   bool
 	later       bool // added without an OS, which ganeti-image puts on it; with a seed's disk and one for data
+	rename      bool // gets another name, MAC and address at the end
 }
 
 // guestCases cover every value of every axis once.
 var guestCases = []guestCase{
-	{lab.MBR, "", false, "file", false, true},
-	{lab.Installer, "zlib", false, "ganeti", false, false},
-	{lab.LVM, "zstd", false, "file", false, false},
-	{lab.Debian, "zlib", true, "ganeti", true, false},
-	{lab.Ubuntu, "zstd", false, "ganeti", false, false},
-	{lab.Alma, "zlib", true, "file", false, false},
-	{lab.Fedora, "zstd", false, "file", false, false},
+	{lab.MBR, "", false, "file", false, true, true},
+	{lab.Installer, "zlib", false, "ganeti", false, false, true},
+	{lab.LVM, "zstd", false, "file", false, false, false},
+	{lab.Debian, "zlib", true, "ganeti", true, false, false},
+	{lab.Ubuntu, "zstd", false, "ganeti", false, false, false},
+	{lab.Alma, "zlib", true, "file", false, false, false},
+	{lab.Fedora, "zstd", false, "file", false, false, false},
 }
 
 // allGuestCases are the combinations, for TEST_MATRIX=all.
@@ -45,7 +46,7 @@ func allGuestCases() []guestCase {
 			if uefi && !c.layout.UEFI() {
 				continue
 			}
-			cases = append(cases, guestCase{c.layout, c.compression, uefi, []string{"file", "ganeti"}[i%2], uefi, c.later})
+			cases = append(cases, guestCase{c.layout, c.compression, uefi, []string{"file", "ganeti"}[i%2], uefi, c.later, c.rename})
 		}
 	}
 	return cases
@@ -233,8 +234,7 @@ func firmware(uefi bool) string {
 // treeHooks gives the variant tree hooks of its own.
 const treeHooks = `cp -a /etc/ganeti/instance-image/hooks "$1"; chmod 644 "$1"/*; ganeti-image hooks --variant tree enable grub interfaces ssh`
 
-// tree adds an instance that is made from an archive, boots it, and asks it who
-// it is.
+// tree adds an instance that is made from an archive, and has it asked who it is.
 func (c *cluster) tree(t *testing.T, g treeGuest, n int) {
 	ctx, cancel := context.WithTimeout(t.Context(), guestPatience)
 	defer cancel()
@@ -249,8 +249,18 @@ func (c *cluster) tree(t *testing.T, g treeGuest, n int) {
 	nic := addressed(t, name, mac, address, g.address)
 	c.must(t, "gnt-instance", "add", "-t", "file", "-o", "image+tree", "-n", lab.Node, "--disk", "0:size=4G",
 		"-B", "memory=512M,vcpus=2", "-H", "kvm:"+firmware(g.uefi), "--no-name-check", "--no-ip-check", "--no-start", "--net", nic, name)
-	defer c.must(t, "gnt-instance", "remove", "--force", "--shutdown-timeout=0", name)
+	defer func() { c.must(t, "gnt-instance", "remove", "--force", "--shutdown-timeout=0", name) }()
 	log := c.scriptLog(t, name)
+	c.askTree(ctx, t, g, name, address, log)
+	if n == 1 { // the hook interfaces writes its network anew
+		name, address = c.rename(ctx, t, c.SSH("root", address, c.private), name, 20+n, g.address)
+		c.askTree(ctx, t, g, name, address, log)
+	}
+}
+
+// askTree boots an instance that was made from an archive, and asks it who it is.
+func (c *cluster) askTree(ctx context.Context, t *testing.T, g treeGuest, name, address, log string) {
+	t.Helper()
 	console, err := c.Boot(ctx, name)
 	if err != nil {
 		t.Fatal(err)
@@ -298,12 +308,22 @@ func (c *cluster) guest(t *testing.T, g guestCase, n int) {
 	c.must(t, slices.Concat([]string{"gnt-instance", "add", "-t", "file", "-o", "image+" + string(g.layout), "-n", lab.Node,
 		"-B", "memory=512M,vcpus=2", "-H", "kvm:" + firmware(g.uefi), "--no-name-check", "--no-ip-check", "--no-start", "--net", nic,
 		"-O", "cinit_user=" + user + ",cinit_ssh_key=" + c.public}, disks, []string{name})...)
-	defer c.must(t, "gnt-instance", "remove", "--force", "--shutdown-timeout=0", name)
+	defer func() { c.must(t, "gnt-instance", "remove", "--force", "--shutdown-timeout=0", name) }()
+	log := ""
 	if g.later {
-		c.later(ctx, t, name, address, image)
-		return
+		log = c.later(ctx, t, name, address, image)
+	} else {
+		log = c.scriptLog(t, name)
 	}
-	first := c.check(ctx, t, name, address, c.scriptLog(t, name))
+	first := c.check(ctx, t, name, address, log)
+	if g.later {
+		c.askLater(ctx, t, name, address, image)
+	}
+	if g.rename {
+		guest := c.SSH(user, address, c.private)
+		name, address = c.rename(ctx, t, guest, name, n, g.network)
+		c.check(ctx, t, name, address, log)
+	}
 	if !g.reinstall {
 		return
 	}
@@ -312,6 +332,29 @@ func (c *cluster) guest(t *testing.T, g guestCase, n int) {
 	if again := c.check(ctx, t, name, address, c.scriptLog(t, name)); again == first {
 		t.Error("a reinstalled guest has the host key of the one before")
 	}
+}
+
+// rename stops an instance and gives it another name, MAC and address. Its guest
+// is asked to store what it has written, since it is stopped hard.
+func (c *cluster) rename(ctx context.Context, t *testing.T, guest lab.SSH, name string, n int, by string) (newName, newAddress string) {
+	t.Helper()
+	if _, err := guest.Run(ctx, "sync"); err != nil {
+		t.Fatal(err)
+	}
+	newName, newAddress = "renamed-"+name, fmt.Sprintf("192.0.2.%d", 60+n)
+	nic := "0:modify,mac=aa:00:00:77:77:" + fmt.Sprintf("%02x", n)
+	if by == "ganeti" {
+		nic += ",ip=" + newAddress
+	} else {
+		writeConf(t, "networks/instances/"+newName, "ADDRESS="+newAddress+"\nSUBNET=lab\n")
+	}
+	c.must(t, "gnt-instance", "shutdown", "--timeout=0", name)
+	c.must(t, "gnt-instance", "modify", "--net", nic, name)
+	said := c.must(t, "bash", "-c", `gnt-instance rename --force --no-name-check --no-ip-check "$1" "$2" 2>&1`, "-", name, newName)
+	if strings.Contains(strings.ToLower(said), "warning") {
+		t.Errorf("the rename script failed:\n%s", said)
+	}
+	return newName, newAddress
 }
 
 func (c *cluster) scriptLog(t *testing.T, name string) string {
@@ -325,7 +368,8 @@ func (c *cluster) scriptLog(t *testing.T, name string) string {
 
 // later puts image and seed on the disks of an instance that has been there for
 // a while, and is refused while it runs.
-func (c *cluster) later(ctx context.Context, t *testing.T, name, address, image string) {
+func (c *cluster) later(ctx context.Context, t *testing.T, name, address, image string) (log string) {
+	t.Helper()
 	for _, r := range []struct {
 		arguments []string
 		want      string
@@ -340,7 +384,7 @@ func (c *cluster) later(ctx context.Context, t *testing.T, name, address, image 
 			t.Errorf("ganeti-image %v: the answer does not say %q: %v", r.arguments, r.want, err)
 		}
 	}
-	log := c.must(t, "bash", "-c", `ganeti-image deploy "$1" "$2" 2>&1`, "-", image, name)
+	log = c.must(t, "bash", "-c", `ganeti-image deploy "$1" "$2" 2>&1`, "-", image, name)
 	file := filepath.Join(t.TempDir(), "seed.iso")
 	c.must(t, "ganeti-image", "seed", "--out", file, name)
 	disk, err := c.Disk(name, 1)
@@ -357,7 +401,12 @@ func (c *cluster) later(ctx context.Context, t *testing.T, name, address, image 
 	if got := seedOf(t, disk); got != written {
 		t.Errorf("the seed written again is\n%s", got)
 	}
-	c.check(ctx, t, name, address, log)
+	return log
+}
+
+// askLater asks the guest of later where its seed and its data are.
+func (c *cluster) askLater(ctx context.Context, t *testing.T, name, address, image string) {
+	t.Helper()
 	guest := c.SSH(user, address, c.private)
 	for _, q := range []struct{ command, want string }{
 		{"cloud-init query subplatform", "/dev/vdb"},

@@ -462,3 +462,13 @@ func TestForeignGuest(t *testing.T) {
 		t.Errorf("log:\n%s", log)
 	}
 }
+
+// A hook of before the mount may not move what create has planned with.
+func TestHookMovesAPartition(t *testing.T) {
+	image, _ := makeImage(t, layoutNamed(t, "mbr-ext4"))
+	s := newSite(t, imageSettings(image))
+	s.hook(t, "before-mount/move", "#!/bin/sh\nset -e\nprintf 'label: dos\\nstart=4096, type=83\\n' | sfdisk -q --no-reread --force \"$BLOCKDEV\"\n")
+	disk := newDisk(t, 1000)
+	s.refuse(t, instance(disk), 5, "partition 1", "not where it was")
+	empty(t, disk)
+}

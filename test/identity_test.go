@@ -220,3 +220,32 @@ func TestInitramfs(t *testing.T) {
 		})
 	}
 }
+
+// What was asked for and a guest that is not mounted does not get, is said; and
+// where it cannot be mounted though it was asked for, it is an error.
+func TestAccessIsNotForgotten(t *testing.T) {
+	layout := layoutNamed(t, "mbr-ext4")
+	image, _ := makeImage(t, layout)
+	asked := env{"OSP_ROOT_PASSWORD": "s3cret", "OSP_IDENTITY": "yes"}
+	t.Run("NOMOUNT", func(t *testing.T) {
+		s := newSite(t, imageSettings(image, "NOMOUNT=yes", "SEED_DISK=1", "INITRAMFS=rebuild"))
+		log := s.create(t, disks(newDisk(t, 1000), newDisk(t, 32)).with(asked))
+		for _, want := range []string{"ROOT_PASSWORD, USER_NAME", "IDENTITY=yes", "INITRAMFS=rebuild"} {
+			if !strings.Contains(log, "does not get what "+want) {
+				t.Errorf("the log does not say %q:\n%s", want, log)
+			}
+		}
+	})
+	strange := filepath.Join(t.TempDir(), "strange.raw")
+	shell(t, `cp --sparse=always "$1" "$2"; loop=$(losetup --find --show --offset 1048576 "$2")
+		debugfs -w -R "ssv feature_incompat 0x80000042" "$loop" 2>/dev/null; losetup --detach "$loop"`, image, strange)
+	t.Run("cannot be mounted", func(t *testing.T) {
+		s := newSite(t, imageSettings(strange, "GROW=no"))
+		if log := s.create(t, instance(newDisk(t, 1000)).with(env{"OSP_DISK_1": ""})); strings.Contains(log, "does not get") {
+			t.Errorf("nothing was asked for:\n%s", log)
+		}
+		disk := newDisk(t, 1000)
+		s.refuse(t, instance(disk).with(asked), 1, "cannot", "mount")
+		empty(t, disk)
+	})
+}

@@ -93,6 +93,8 @@ func TestRenameOfOthers(t *testing.T) {
 	disk := newDisk(t, 1000)
 	newSite(t, imageSettings(image)).create(t, instance(disk))
 	foreign := newDisk(t, 64)
+	damaged := newDisk(t, 64)
+	shell(t, `mke2fs -q -t ext4 -F "$1" 64M; debugfs -w -R "ssv feature_incompat 0x80000000" "$1" 2>/dev/null`, damaged)
 	from := env{"OLD_INSTANCE_NAME": "never.heard.of"}
 	for _, c := range []struct {
 		name, settings, says string
@@ -101,19 +103,22 @@ func TestRenameOfOthers(t *testing.T) {
 		{"no disk", "", "no disk", instance(disk).with(env{"DISK_COUNT": "0"})},
 		{"CDINSTALL", "CDINSTALL=yes", "CDINSTALL", instance(disk)},
 		{"NOMOUNT", "NOMOUNT=yes", "NOMOUNT", instance(disk)},
-		{"foreign", "", "keeps its name", instance(foreign)},
+		{"foreign", "", "keep its name", instance(foreign)},
 		{"unknown name", "", "no file of the guest says the old name", instance(disk).with(env{"INSTANCE_NAME": "new.example.org"})},
+		{"one disk of more", "DISK_1=swap", "", instance(disk).with(env{"OLD_INSTANCE_NAME": "web.example.org"})},
+		{"unreadable user-data", "USER_DATA_URL=http://127.0.0.1:1/x", "no disk", instance(disk).with(env{"DISK_COUNT": "0"})},
+		{"damaged", "", "keep its name", instance(damaged)},
 		{"same name", "", "", instance(disk).with(env{"OLD_INSTANCE_NAME": "web.example.org"})},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSite(t, imageSettings(image, c.settings))
-			before := tool(t, "sha256sum", disk, foreign)
+			before := tool(t, "stat", "-c", "%n %y", disk, foreign, damaged)
 			log := s.renamed(t, from.with(c.e))
 			if !strings.Contains(log, c.says) {
 				t.Errorf("the log does not say %q:\n%s", c.says, log)
 			}
-			mounts := strings.Contains(c.name, "name")
-			if after := tool(t, "sha256sum", disk, foreign); !mounts && after != before {
+			mounts := strings.Contains(c.name, "name") || strings.Contains(c.name, "of more")
+			if after := tool(t, "stat", "-c", "%n %y", disk, foreign, damaged); !mounts && after != before {
 				t.Errorf("a disk was changed:\n%s", log)
 			}
 		})
@@ -124,29 +129,77 @@ func TestRenameOfOthers(t *testing.T) {
 	})
 }
 
-// A seed on a disk of its own has the new name, and a disk that holds no seed is
-// left alone.
+// A seed on a disk of its own has the new name and network, keeps what only
+// create was told, and cloud-init looks at it again. A disk that holds no seed is
+// left alone, and one that is gone is missed by nobody.
 func TestRenameSeedDisk(t *testing.T) {
 	layout := layoutNamed(t, "mbr-ext4")
 	image, _ := makeImage(t, layout)
 	for _, nomount := range []string{"no", "yes"} {
 		t.Run("NOMOUNT="+nomount, func(t *testing.T) {
-			s := newSite(t, imageSettings(image, "SEED_DISK=1", "NOMOUNT="+nomount))
+			s := newSite(t, imageSettings(image, "SEED_DISK=1", "DISK_2=swap", "NOMOUNT="+nomount))
+			s.enable(t, "cloud-init")
 			disk, second := newDisk(t, 1000), newDisk(t, 32)
-			s.create(t, disks(disk, second))
-			s.renamed(t, disks(disk, second).with(env{"INSTANCE_NAME": "mail.other.org", "OLD_INSTANCE_NAME": "web.example.org"}))
-			if text := seedOf(t, second); !strings.Contains(text, "mail.other.org") || strings.Contains(text, "web.example.org") {
+			e := disks(disk, second, newDisk(t, 64))
+			s.create(t, e.with(env{"OSP_USER_DATA": "#cloud-config\npassword: s3cret\n"}))
+			e = disks(disk, second).with(env{"INSTANCE_NAME": "mail.other.org", "OLD_INSTANCE_NAME": "web.example.org", "NIC_0_MAC": "aa:00:00:99:99:99"})
+			delete(e, "INSTANCE_UUID") // the seed has it
+			s.renamed(t, e)
+			text := seedOf(t, second)
+			for _, want := range []string{"mail.other.org", "password: s3cret", "aa:00:00:99:99:99", instance(disk)["INSTANCE_UUID"]} {
+				if !strings.Contains(text, want) {
+					t.Errorf("the seed does not say %q:\n%s", want, text)
+				}
+			}
+			if strings.Contains(text, "web.example.org") || strings.Contains(text, "aa:00:00:12:34:56") {
 				t.Errorf("the seed says\n%s", text)
+			}
+			if nomount == "no" {
+				t.Run("guest", func(t *testing.T) {
+					wantIn(t, mountRoot(t, disk, layout), map[string][]string{"etc/cloud/cloud.cfg.d/zz-ganeti.cfg": {"boot-new-instance, boot", "cidata"}})
+				})
 			}
 			shell(t, `mke2fs -q -t ext4 -F "$1" 32M`, second)
 			before := tool(t, "sha256sum", second)
-			o := s.run(t, "rename", disks(disk, second).with(env{"OLD_INSTANCE_NAME": "mail.other.org"}))
-			checkRefusal(t, o, 4, "ext4", "must not be lost")
-			if after := tool(t, "sha256sum", second); after != before {
-				t.Errorf("the disk was changed:\n%s", o.log)
+			log := s.renamed(t, disks(disk, second).with(env{"OLD_INSTANCE_NAME": "mail.other.org"}))
+			if after := tool(t, "sha256sum", second); after != before || !strings.Contains(log, "left alone") {
+				t.Errorf("the disk was changed:\n%s", log)
+			}
+			if log := s.renamed(t, instance(disk).with(env{"OLD_INSTANCE_NAME": "web.example.org"})); !strings.Contains(log, "no disk with a seed") {
+				t.Errorf("the log does not say that the seed's disk is gone:\n%s", log)
 			}
 		})
 	}
+}
+
+// What failed half way is done by the next rename.
+func TestRenameIsFinished(t *testing.T) {
+	layout := layoutNamed(t, "mbr-ext4")
+	layout.fill = "(\n" + namedTree + "\n)\n" + layout.fill
+	image, _ := makeImage(t, layout)
+	s := newSite(t, imageSettings(image))
+	s.enable(t, "cloud-init")
+	disk := newDisk(t, 1000)
+	s.create(t, instance(disk))
+	chattr := func(how string) {
+		t.Run("chattr", func(t *testing.T) {
+			dir := mountRoot(t, disk, layout)
+			tool(t, "chattr", how, filepath.Join(dir, "etc/cloud/cloud.cfg.d/zz-ganeti.cfg"))
+		})
+	}
+	chattr("+i")
+	e := instance(disk).with(env{"INSTANCE_NAME": "mail.other.org", "OLD_INSTANCE_NAME": "web.example.org", "NIC_0_MAC": "aa:00:00:99:99:99"})
+	o := s.run(t, "rename", e)
+	if o.code == 0 || !strings.Contains(o.log, "zz-ganeti.cfg") {
+		t.Fatalf("it ended with %d:\n%s", o.code, o.log)
+	}
+	chattr("-i")
+	s.renamed(t, e)
+	wantIn(t, mountRoot(t, disk, layout), map[string][]string{
+		"etc/cloud/cloud.cfg.d/zz-ganeti.cfg":       {"boot-new-instance, boot"},
+		"var/lib/cloud/seed/nocloud/meta-data":      {"mail.other.org"},
+		"var/lib/cloud/seed/nocloud/network-config": {"aa:00:00:99:99:99"},
+	})
 }
 
 // Names are replaced as whole names only.

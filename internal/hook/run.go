@@ -108,7 +108,7 @@ func (r Runner) start(ctx context.Context, h Hook, before snapshot) error {
 // keeps the guest's file systems busy.
 func (r Runner) release(h Hook, before snapshot, ended bool) error {
 	left, err := before.endProcesses(ended)
-	if len(left) > 0 && !ended {
+	if len(left) > 0 {
 		slog.Warn("a hook left programs running; they were ended", "hook", h.Name, "programs", strings.Join(left, ", "))
 	}
 	if err != nil {

@@ -95,8 +95,10 @@ func Deploy(ctx context.Context, env Env, order Order) (err error) {
 	if err := c.write(ctx); err != nil {
 		return err
 	}
-	if err := c.lookForWindows(c.dev, c.dev.Size()); err != nil {
-		return err
+	if c.seedDisk() != nil {
+		if err := c.lookForWindows(c.dev, c.dev.Size()); err != nil {
+			return err
+		}
 	}
 	if err := c.grow(ctx); err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 
 	"ganeti-instance-image/internal/block"
 	"ganeti-instance-image/internal/hook"
+	"ganeti-instance-image/internal/layout"
 	"ganeti-instance-image/internal/mount"
 	"ganeti-instance-image/internal/network"
 	"ganeti-instance-image/internal/seed"
@@ -79,10 +80,30 @@ func (c *creation) customise(ctx context.Context) error {
 	if err := c.runOutside(ctx, hook.BeforeMount); err != nil {
 		return err
 	}
+	if err := c.checkPlaces(); err != nil {
+		return err
+	}
 	if err := c.customiseMounted(ctx); err != nil {
 		return err
 	}
 	return c.runOutside(ctx, hook.AfterUnmount)
+}
+
+// checkPlaces makes sure that hooks left the partitions where they were.
+func (c *creation) checkPlaces() error {
+	if len(hook.In(c.hooks, hook.BeforeMount)) == 0 || c.table == nil {
+		return nil
+	}
+	table, err := layout.Read(c.dev, c.dev.Size())
+	if err != nil {
+		return classify(HookFailed, fmt.Errorf("cannot use the disk as the hooks of %s left it: %w", hook.BeforeMount, err))
+	}
+	for _, p := range c.table.Partitions {
+		if now, ok := table.Find(p.Number); !ok || now.Start != p.Start || now.Length != p.Length {
+			return classify(HookFailed, fmt.Errorf("cannot use the disk as the hooks of %s left it: partition %d is not where it was", hook.BeforeMount, p.Number))
+		}
+	}
+	return nil
 }
 
 // hasWork tells whether anything is to be done to the guest.
@@ -106,7 +127,7 @@ func (c *creation) customiseMounted(ctx context.Context) (err error) {
 		c.sayUntold("there is no root file system")
 		return nil
 	}
-	if err != nil && c.tree == nil && len(hook.In(c.hooks, hook.AfterMount)) == 0 && ctx.Err() == nil {
+	if err != nil && c.tree == nil && len(hook.In(c.hooks, hook.AfterMount))+len(c.askedFor()) == 0 && ctx.Err() == nil {
 		slog.Warn("the guest is left as it is, with a seed in it if it has one: it cannot be mounted here", "cause", err)
 		c.sayUntold("it cannot be mounted")
 		return nil
@@ -157,14 +178,33 @@ func (c *creation) leaveAlone(ctx context.Context, tree *mount.Tree, what string
 
 // sayUntold says what a guest that is not mounted must be told by hand.
 func (c *creation) sayUntold(why string) {
-	if c.wantsAccess() && c.seedDisk() == nil {
-		slog.Warn("the guest does not get the passwords, keys and files of the settings: " + why)
+	for _, asked := range c.askedFor() {
+		slog.Warn("the guest does not get what " + asked + " asks for: " + why)
 	}
 	for _, d := range c.others {
 		if d.use.What != "seed" {
 			slog.Warn("the guest's fstab does not name the disk: "+why, "disk", d.index, "by", d.by, "uuid", d.info.UUID)
 		}
 	}
+}
+
+// askedFor names settings by which somebody wants of this guest what needs its
+// files. Windows has passwords and keys from its seed.
+func (c *creation) askedFor() []string {
+	var asked []string
+	for _, s := range []struct {
+		name   string
+		wanted bool
+	}{
+		{"ROOT_PASSWORD, USER_NAME, SSH_KEYS or GUEST_FILES", c.wantsAccess() && !(c.windows && c.seedDisk() != nil)},
+		{"IDENTITY=yes", c.order.Disk == 0 && c.set.Identity == settings.Yes},
+		{"INITRAMFS=rebuild", c.order.Disk == 0 && c.set.Initramfs == "rebuild"},
+	} {
+		if s.wanted {
+			asked = append(asked, s.name)
+		}
+	}
+	return asked
 }
 
 // tellOfDisks enters further disks into the guest's fstab. Where the seed is on

@@ -265,20 +265,21 @@ func (c *creation) lookForWindows(disk io.ReaderAt, length size.Bytes) (err erro
 }
 
 func (c *creation) seedISO(facts seed.Facts) ([]byte, error) {
-	if c.windows {
-		files, unmet, err := seed.WindowsFiles(c.set, c.inst, c.nics, c.userData)
-		if err != nil {
-			return nil, err
-		}
-		c.unmet = unmet
-		return seed.ISO(files)
-	}
-	facts.UserData = c.userData
-	files, err := seed.Files(c.set, c.inst, c.nics, facts)
+	files, err := c.seedFiles(facts)
 	if err != nil {
 		return nil, err
 	}
 	return seed.ISO(files)
+}
+
+// seedFiles makes the seed for the guest that the disk has.
+func (c *creation) seedFiles(facts seed.Facts) (files []seed.File, err error) {
+	if c.windows {
+		files, c.unmet, err = seed.WindowsFiles(c.set, c.inst, c.nics, c.userData)
+		return files, err
+	}
+	facts.UserData = c.userData
+	return seed.Files(c.set, c.inst, c.nics, facts)
 }
 
 // prepareOthers makes swap space and file systems on further disks.
@@ -370,13 +371,21 @@ func (c *creation) writeSeed() error {
 	if err := c.clearOther(d); err != nil {
 		return err
 	}
-	if _, err := d.dev.WriteAt(iso, 0); err != nil {
-		return classify(Disk, fmt.Errorf("cannot write the seed to disk %d (%s): %w", d.index, d.by, err))
+	if err := d.write(iso); err != nil {
+		return err
 	}
 	for _, warning := range c.unmet {
 		slog.Warn(warning)
 	}
 	slog.Info("wrote the seed", "for", map[bool]string{true: "Windows", false: "cloud-init"}[c.windows], "disk", d.index, "label", "cidata", "size", size.Bytes(len(iso)), "by", d.by)
+	return nil
+}
+
+// write writes a seed to the disk.
+func (d *otherDisk) write(iso []byte) error {
+	if _, err := d.dev.WriteAt(iso, 0); err != nil {
+		return classify(Disk, fmt.Errorf("cannot write the seed to disk %d (%s): %w", d.index, d.by, err))
+	}
 	return classify(Disk, d.dev.Sync())
 }
 

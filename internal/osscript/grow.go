@@ -46,11 +46,13 @@ func (c *creation) check(ctx context.Context) error {
 	if err := c.checkImage(ctx); err != nil {
 		return err
 	}
+	if c.wantsAccess() {
+		if err := c.readAccess(ctx); err != nil {
+			return classify(Input, err)
+		}
+	}
 	if err := c.checkOthers(ctx); err != nil {
 		return err
-	}
-	if err := c.readAccess(ctx); err != nil {
-		return classify(Input, err)
 	}
 	return classify(Input, c.checkHooks(ctx))
 }
@@ -63,6 +65,7 @@ func (c *creation) checkImage(ctx context.Context) error {
 	case nil:
 		return c.inspect(c.dev, c.dev.Size())
 	case *image.Stream:
+		c.windows = c.set.NoMount // as far as the check of the seed goes
 		return classify(Disk, deploy.FitsStream(img, c.dev))
 	case image.Image:
 		if err := deploy.Fits(img, c.dev); err != nil {

@@ -2,6 +2,7 @@ package osscript
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -77,10 +78,7 @@ func RunHook(ctx context.Context, name string, environ []string) error {
 		return err
 	}
 	defer c.root.Close()
-	if err := b.run(ctx, c); err != nil {
-		return err
-	}
-	return relabel(c.root)
+	return errors.Join(b.run(ctx, c), relabel(c.root))
 }
 
 func runCloudInit(ctx context.Context, c *customisation) error {

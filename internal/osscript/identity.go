@@ -98,6 +98,7 @@ func (c *creation) fetchKeys(ctx context.Context) error {
 		return fmt.Errorf("cannot use the keys that %s names: %w", c.set.Origin("SSH_KEYS_URL"), err)
 	}
 	c.access.Keys = append(slices.Clone(c.access.Keys), keys...)
+	c.set.SSHKeys = c.access.Keys // for Windows, which has them from its seed
 	return nil
 }
 

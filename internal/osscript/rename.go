@@ -1,6 +1,7 @@
 package osscript
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +13,9 @@ import (
 	"ganeti-instance-image/internal/hook"
 	"ganeti-instance-image/internal/layout"
 	"ganeti-instance-image/internal/mount"
+	"ganeti-instance-image/internal/network"
 	"ganeti-instance-image/internal/seed"
+	"ganeti-instance-image/internal/size"
 	"ganeti-instance-image/internal/undo"
 )
 
@@ -31,30 +34,25 @@ func Rename(ctx context.Context, env Env) (err error) {
 	if err := c.readRename(ctx); err != nil {
 		return classify(Input, err)
 	}
-	if len(c.inst.Disks) == 0 {
-		slog.Info("the instance has no disk: there is no guest to rename")
+	if why := c.nothingToRename(); why != "" {
+		slog.Info(why)
 		return nil
 	}
-	if c.set.CDInstall {
-		slog.Info("CDINSTALL is set: the disks are left as they are", "by", c.set.Origin("CDINSTALL"))
-		return nil
+	if c.nics, err = network.Plan(ctx, c.set, c.inst); err != nil {
+		return classify(Input, err)
 	}
-	if err := c.openSeedDisk(ctx); err != nil {
+	if c.dev, err = c.openDisk(0); err != nil {
+		return classify(Disk, err)
+	}
+	moved, err := c.renameSeedDisk(ctx)
+	if err != nil {
 		return err
 	}
 	if c.set.NoMount {
-		slog.Info("NOMOUNT is set: the guest is not mounted, it keeps the name it has", "by", c.set.Origin("NOMOUNT"))
-		return c.writeSeed()
+		slog.Info("NOMOUNT is set: the guest is not mounted, its files keep the name they have", "by", c.set.Origin("NOMOUNT"))
+		return nil
 	}
-	if c.dev == nil {
-		if c.dev, err = c.openDisk(0); err != nil {
-			return classify(Disk, err)
-		}
-	}
-	if err := c.renameMounted(ctx); err != nil {
-		return err
-	}
-	if err := c.writeSeed(); err != nil {
+	if err := c.renameMounted(ctx, moved); err != nil {
 		return err
 	}
 	return classify(Disk, c.dev.Sync())
@@ -75,60 +73,142 @@ func (c *creation) readRename(ctx context.Context) error {
 			c.hooks[i].Args = []string{"-r"} // as the Bash version called it at a rename
 		}
 	}
-	return c.readSeed(ctx)
+	return nil
 }
 
-// openSeedDisk opens the disk that the seed is on, which must hold one.
-func (c *creation) openSeedDisk(ctx context.Context) (err error) {
-	c.inst.Reinstall = true // what is on the disk must not be lost
-	if c.others, err = diskUses(c.set, c.inst); err != nil {
-		return classify(Input, err)
+func (c *creation) nothingToRename() string {
+	switch {
+	case len(c.inst.Disks) == 0:
+		return "the instance has no disk: there is no guest to rename"
+	case c.set.CDInstall:
+		return fmt.Sprintf("CDINSTALL is set (%s): the disks are left as they are", c.set.Origin("CDINSTALL"))
+	case c.set.NoMount && !c.set.SeedOnDisk():
+		return fmt.Sprintf("NOMOUNT is set (%s): the guest is not mounted, its files keep the name they have", c.set.Origin("NOMOUNT"))
 	}
-	d := c.seedDisk()
+	return ""
+}
+
+// renameSeedDisk has the seed on a disk of its own say the new name and network,
+// and tells whether it said others. What of it only create was told, such as a
+// secret user-data, stays. It is written over: a guest that is in use must not
+// lose it.
+func (c *creation) renameSeedDisk(ctx context.Context) (moved bool, err error) {
+	d := c.seedDiskThere()
 	if d == nil {
-		c.others = nil
-		return nil
+		return false, nil
 	}
-	c.others = []*otherDisk{d}
-	if err := c.openForSeed(d); err != nil {
-		return err
+	if d.dev, err = c.openDisk(d.index); err != nil {
+		return false, classify(Disk, err)
 	}
-	return c.checkOthers(ctx)
+	old, err := seed.ReadISO(d.dev)
+	if errors.Is(err, seed.ErrNoSeed) {
+		return c.seedDiskUnknown(ctx, d)
+	}
+	if err != nil {
+		return false, classify(Disk, err)
+	}
+	if err := c.lookForWindows(c.dev, c.dev.Size()); err != nil {
+		return false, err
+	}
+	if c.set.RootAccess.Password == "" {
+		c.set.RootAccess.Password = seed.WindowsPassword(old)
+	}
+	fresh, err := c.seedFiles(seed.Facts{})
+	if err != nil {
+		return false, classify(Input, err)
+	}
+	files, err := seed.Renew(old, fresh)
+	if err != nil {
+		return false, err
+	}
+	iso, err := seed.ISO(files)
+	if err != nil {
+		return false, err
+	}
+	return c.overwriteSeed(d, iso)
 }
 
-// renameMounted mounts the guest and renames it.
-func (c *creation) renameMounted(ctx context.Context) (err error) {
-	table, err := layout.Read(c.dev, c.dev.Size())
-	if err != nil && !errors.Is(err, layout.ErrNoTable) {
-		slog.Warn("the guest keeps its name: the disk's partition table cannot be read", "cause", err)
+// seedDiskThere is the disk that settings have the seed on, if the instance
+// still has it: an administrator may have removed it after the first boot.
+func (c *creation) seedDiskThere() *otherDisk {
+	if !c.set.SeedOnDisk() {
 		return nil
 	}
-	c.table = table
+	disks, err := diskUses(c.set, c.inst)
+	i := slices.IndexFunc(disks, func(d *otherDisk) bool { return d.use.What == "seed" })
+	if i < 0 || disks[i].index >= len(c.inst.Disks) {
+		slog.Info("there is no disk with a seed to rename", "cause", err)
+		return nil
+	}
+	return disks[i]
+}
+
+// seedDiskUnknown writes a seed to a blank disk, which lost it, as an import may
+// have made it anew, and leaves any other alone.
+func (c *creation) seedDiskUnknown(ctx context.Context, d *otherDisk) (bool, error) {
+	blank, err := isBlank(d.dev, size.MiB)
+	if err != nil {
+		return false, classify(Disk, err)
+	}
+	if !blank {
+		slog.Warn("the disk for the seed holds something else and is left alone", "disk", d.index, "by", d.by)
+		return false, nil
+	}
+	if err := c.readSeed(ctx); err != nil {
+		return false, classify(Input, err)
+	}
+	if err := c.lookForWindows(c.dev, c.dev.Size()); err != nil {
+		return false, err
+	}
+	iso, err := c.seedISO(seed.Facts{})
+	if err != nil {
+		return false, classify(Input, err)
+	}
+	return c.overwriteSeed(d, iso)
+}
+
+func (c *creation) overwriteSeed(d *otherDisk, iso []byte) (moved bool, err error) {
+	has := make([]byte, len(iso))
+	if _, err := d.dev.ReadAt(has, 0); err == nil && bytes.Equal(has, iso) {
+		return false, nil
+	}
+	if size.Bytes(len(iso)) > d.dev.Size() {
+		return false, classify(Disk, fmt.Errorf("cannot write the seed to disk %d (%s): it takes %s, the disk has %s", d.index, d.by, size.Bytes(len(iso)), d.dev.Size()))
+	}
+	if err := d.write(iso); err != nil {
+		return false, err
+	}
+	slog.Info("rewrote the seed for the name, MACs and addresses of today", "disk", d.index, "by", d.by)
+	return true, nil
+}
+
+// renameMounted mounts the guest and renames it. moved tells that its seed, on
+// another disk, says something else than before.
+func (c *creation) renameMounted(ctx context.Context, moved bool) (err error) {
+	c.table, err = layout.Read(c.dev, c.dev.Size())
+	if errors.Is(err, layout.ErrDamaged) {
+		slog.Warn("the guest's files keep its name: the disk's partition table cannot be read", "cause", err)
+		return nil
+	}
+	if err != nil && !errors.Is(err, layout.ErrNoTable) {
+		return classify(Disk, err)
+	}
 	var steps undo.Stack
 	defer steps.Unwind(&err)
 	tree, err := mount.Open(ctx, c.dev, c.table, mount.Options{Trusted: c.trusted()}, &steps)
-	if errors.Is(err, mount.ErrNoRoot) {
-		slog.Warn("the guest keeps its name: "+err.Error(), "cause", "it is no Linux system, or encrypted")
-		return nil
-	}
-	if err != nil {
+	if err != nil && ctx.Err() != nil {
 		return err
 	}
-	if what, immutable := tree.Root.Immutable(); immutable {
-		slog.Warn("the guest keeps its name: it is " + what + "; cloud-init or Ignition give it its new one")
+	if err != nil {
+		slog.Warn("the guest's files keep its name: it is no Linux system, or cannot be mounted here", "cause", err)
 		return nil
 	}
-	for _, step := range []func() error{
-		func() error { return c.renameSeed(tree) },
-		func() error { return c.renameFiles(tree) },
-		func() error { return c.runHooks(ctx, tree) },
-		func() error { return relabel(tree.Root) },
-	} {
-		if err := step(); err != nil {
-			return err
-		}
+	if what, immutable := tree.Root.Immutable(); immutable {
+		slog.Warn("the guest's files keep its name: it is " + what + "; cloud-init or Ignition give it its new one")
+		return nil
 	}
-	return nil
+	// Each of them counts alone: what one cannot do must not keep the others.
+	return errors.Join(c.renameFiles(tree), c.renameSeed(tree, moved), c.runHooks(ctx, tree), relabel(tree.Root))
 }
 
 // renameFiles has the guest's own files say the new name.
@@ -141,21 +221,20 @@ func (c *creation) renameFiles(tree *mount.Tree) error {
 	if !renamed.Found {
 		slog.Warn("no file of the guest says the old name; it has been given another, or gets its name from elsewhere", "old", c.inst.OldName)
 	}
-	if len(c.hooks) == 0 && !tree.Root.Exists(seed.Dir) {
+	if len(c.hooks) == 0 && !tree.Root.Exists(seed.Dir) && !c.set.SeedOnDisk() {
 		slog.Info("the guest's network is left as it is; to have it written: ganeti-image hooks enable " + strings.Join(renameHooks[:1], " "))
 	}
 	return nil
 }
 
-// renameSeed has the seed in the guest, where there is one of ours, say the new
-// name and network.
-func (c *creation) renameSeed(tree *mount.Tree) error {
-	c.facts = seed.Facts{UserData: c.userData, Bash: tree.Root.Exists("/bin/bash"), CloudInit: tree.Root.CloudInit()}
-	files, err := seed.Files(c.set, c.inst, c.nics, c.facts)
+// renameSeed has cloud-init in the guest, where it has a seed of ours, take on
+// the new name and network.
+func (c *creation) renameSeed(tree *mount.Tree, moved bool) error {
+	files, err := seed.Files(c.set, c.inst, c.nics, seed.Facts{Bash: tree.Root.Exists("/bin/bash"), CloudInit: tree.Root.CloudInit()})
 	if err != nil {
 		return classify(Input, err)
 	}
-	changes, err := seed.Update(tree.Root, files)
+	changes, err := seed.Update(tree.Root, files, c.set.SeedOnDisk(), moved)
 	say("cloud-init", changes)
 	return err
 }

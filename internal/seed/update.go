@@ -2,10 +2,7 @@ package seed
 
 import (
 	"bytes"
-	"fmt"
 	"slices"
-
-	"go.yaml.in/yaml/v3"
 
 	"ganeti-instance-image/internal/guest"
 )
@@ -13,83 +10,74 @@ import (
 // Dir is where a seed is in the guest.
 const Dir = seedDir
 
-// Update has a seed that Write put into the guest say the name and the network
-// that files say, and nothing else: user-data and the instance-id stay, so that
+// Update has a guest that Write gave a seed, or told of one on a disk, take on
+// the name and the network of files. user-data and the instance-id stay, so that
 // cloud-init takes the guest for the one it knows. For it to look at the seed
-// again, what it remembers of it goes; and where the network is another one, it
-// is told to write it at each boot, and not only at an instance's first. (From
-// version 21.3 on; an earlier one keeps the network it wrote.)
+// again what it remembers of it goes, and it is told to write the network at
+// each boot, and not only at an instance's first. (From version 21.3 on; an
+// earlier one keeps the network it wrote.) The seed on a disk is the caller's to
+// write; moved tells that it says something else than before.
 //
-// A guest without a seed of ours is left alone. What was changed is returned, a
-// line a change.
-func Update(root *guest.Root, files []File) ([]string, error) {
+// The files that tell whether there is something to do are written last: what
+// failed half way is done again. A guest without configuration of ours is left
+// alone. What was changed is returned, a line a change.
+func Update(root *guest.Root, files []File, onDisk, moved bool) ([]string, error) {
 	w := &writer{root: root}
-	if !root.Exists(configFile) || !root.Exists(seedDir+"/meta-data") {
+	if !root.Exists(configFile) {
 		return nil, nil
 	}
-	if err := w.updateName(content(files, "meta-data")); err != nil {
-		return w.changes, err
-	}
-	if err := w.updateNetwork(content(files, "network-config")); err != nil {
-		return w.changes, err
-	}
-	if len(w.changes) == 0 {
-		return nil, nil
-	}
-	for _, name := range root.Glob("/var/lib/cloud/instances/*/obj.pkl") {
-		if err := w.remove(name, "so that the seed is read again"); err != nil {
-			return w.changes, err
+	where := "on a disk labelled cidata"
+	var changed []File
+	if !onDisk {
+		where = "in " + seedDir
+		var err error
+		if changed, err = w.outdated(files); err != nil {
+			return nil, err
 		}
 	}
-	return w.changes, nil
-}
-
-func content(files []File, name string) []byte {
-	i := slices.IndexFunc(files, func(f File) bool { return f.Name == name })
-	if i < 0 {
-		return nil
+	if len(changed) == 0 && !moved {
+		return nil, nil
 	}
-	return files[i].Data
+	err := w.update(where, changed)
+	return w.changes, err
 }
 
-// updateName keeps the instance-id that the seed has.
-func (w *writer) updateName(want []byte) error {
-	const name = seedDir + "/meta-data"
-	old, err := w.root.ReadFile(name, fileLimit)
+// outdated are the files of the seed in the guest that must change, the one
+// about the network first.
+func (w *writer) outdated(files []File) ([]File, error) {
+	old, err := w.root.ReadFile(seedDir+"/meta-data", fileLimit)
 	if err != nil {
-		return err
+		return nil, nil // the guest has no seed any more
 	}
-	var is metaData
-	if err := yaml.Unmarshal(want, &is); err != nil {
-		return fmt.Errorf("cannot read the new meta-data: %w", err)
-	}
-	has := guest.ParseYAML(old)
-	id, hostname := guest.YAMLValue(has, "instance-id"), guest.YAMLValue(has, "local-hostname")
-	if id == nil || id.Value == "" {
-		return fmt.Errorf("cannot rename the guest in %s: it has no instance-id", name)
-	}
-	if hostname != nil && hostname.Value == string(is.Hostname) {
-		return nil
-	}
-	is.InstanceID = quoted(id.Value)
-	text, err := encode("", is)
+	meta, err := renewMeta(old, content(files, "meta-data"))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return w.replace(name, text, "which now says "+string(is.Hostname))
+	var changed []File
+	for _, f := range []File{{"network-config", content(files, "network-config")}, {"meta-data", meta}} {
+		if has, err := w.root.ReadFile(seedDir+"/"+f.Name, fileLimit); err != nil || !bytes.Equal(has, f.Data) {
+			changed = append(changed, f)
+		}
+	}
+	return changed, nil
 }
 
-func (w *writer) updateNetwork(want []byte) error {
-	const name = seedDir + "/network-config"
-	old, err := w.root.ReadFile(name, fileLimit)
-	if err == nil && bytes.Equal(old, want) {
-		return nil
-	}
-	if err := w.replace(name, want, "for the MACs and addresses of today"); err != nil {
+func (w *writer) update(where string, changed []File) error {
+	text := append(config(where), "updates: {network: {when: [boot-new-instance, boot]}}\n"...)
+	if err := w.replace(configFile, text, "so that the network is written anew"); err != nil {
 		return err
 	}
-	text := append(config("in "+seedDir), "updates: {network: {when: [boot-new-instance, boot]}}\n"...)
-	return w.replace(configFile, text, "so that the network is written anew")
+	for _, name := range w.root.Glob("/var/lib/cloud/instances/*/obj.pkl") {
+		if err := w.remove(name, "so that the seed is read again"); err != nil {
+			return err
+		}
+	}
+	for _, f := range changed {
+		if err := w.replace(seedDir+"/"+f.Name, f.Data, "for the name, MACs and addresses of today"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (w *writer) replace(name string, text []byte, why string) error {
@@ -98,4 +86,13 @@ func (w *writer) replace(name string, text []byte, why string) error {
 	}
 	w.say("rewrote " + name + ", " + why)
 	return nil
+}
+
+// content is that of a file of a seed, nil where it has none of that name.
+func content(files []File, name string) []byte {
+	i := slices.IndexFunc(files, func(f File) bool { return f.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return files[i].Data
 }

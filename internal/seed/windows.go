@@ -157,6 +157,12 @@ func (w *windows) users() ([]byte, error) {
 	if w.set.User != "" {
 		w.warn("USER_NAME (%s) has no effect on Windows: make the user with user-data", w.set.Origin("USER_NAME"))
 	}
+	if w.set.Cinit.User != "" {
+		w.warn("CINIT_USER (%s) has no effect on Windows: make the user with user-data", w.set.Origin("CINIT_USER"))
+	}
+	if len(w.set.GuestFiles) > 0 {
+		w.warn("GUEST_FILES (%s) has no effect on Windows: write the files with user-data", w.set.Origin("GUEST_FILES"))
+	}
 	given := len(bytes.TrimSpace(w.userData)) > 0
 	switch {
 	case given && access.Password != "":

@@ -48,7 +48,8 @@ var (
 	sshKeys        = kind{check: checkKeys, separator: "\n"}
 	addresses      = kind{check: each(checkAddress), separator: " "}
 	domains        = kind{check: each(matching(`[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})`, "domain names")), separator: " "}
-	base64Text     = kind{check: checkBase64}
+	base64Text     = kind{check: checkBase64, secret: true}
+	userData       = kind{check: checkText, secret: true}
 	diskName       = kind{check: matching(`[1-9][0-9]?|[A-Za-z_][A-Za-z0-9_.+~@:=,-]{0,199}`, "the number of a disk, from 1 on, or its name")}
 	diskUse        = kind{check: checkDiskUse}
 	identityParts  = kind{check: each(oneOf(IdentityParts...)), separator: " "}

@@ -213,10 +213,14 @@ func (l *loader) assign(a shellfile.Assignment, origin Origin) {
 // takeOwn takes over a name of the site's own.
 func (l *loader) takeOwn(a shellfile.Assignment, origin Origin) {
 	if _, ok := l.s.values[a.Name]; !ok {
-		l.s.own = append(l.s.own, a.Name)
-		if meant := meant(a.Name); meant != "" {
+		meant := meant(a.Name)
+		if meant != "" {
 			l.s.warn("%s at %s is not a setting; did you mean %s?", a.Name, origin, meant)
 		}
+		if k, ok := find(meant); ok && k.kind.secret {
+			return // a secret with a slip in its name is no hook's to see either
+		}
+		l.s.own = append(l.s.own, a.Name)
 	}
 	l.s.values[a.Name] = value{a.Value, origin}
 }

@@ -85,7 +85,7 @@ func (s site) mustLoad(params map[string]string) *Settings {
 }
 
 // notForHooks are the fields that Environ leaves out.
-var notForHooks = cmpopts.IgnoreFields(Settings{}, "RootAccess", "UserAccess", "GuestFiles")
+var notForHooks = cmpopts.IgnoreFields(Settings{}, "RootAccess", "UserAccess", "GuestFiles", "UserData")
 
 // text is a setting as hooks get it.
 func (s *Settings) text(name string) string {
@@ -206,7 +206,6 @@ func TestEverySetting(t *testing.T) {
 		"CINIT_MANAGE_RESOLV_CONF": switches,
 		"DNS_SERVERS":              {{"192.0.2.1", "192.0.2.1"}, {" 192.0.2.1,2001:DB8::1\n192.0.2.2 ", "192.0.2.1 2001:db8::1 192.0.2.2"}},
 		"DNS_SEARCH":               {{"example.org example.net.", "example.org example.net."}},
-		"USER_DATA":                {{"#cloud-config\nx: 'y'\n", "#cloud-config\nx: 'y'\n"}},
 		"USER_DATA_FILE":           {{"/u", "/u"}},
 		"USER_DATA_URL":            {{"http://h/u", "http://h/u"}},
 		"ALLOW_URLS":               {{"https://a/b http://c:81/", "https://a/b http://c:81/"}},
@@ -540,17 +539,27 @@ func TestPasswordHashes(t *testing.T) {
 	}
 }
 
+// A secret whose name has a slip in it is said to be none, and no hook gets it.
+func TestMisspeltSecrets(t *testing.T) {
+	set := newSite(t).with("ROOT_PASWORD=s3cret\nMY_PASSWORD=mine", "-").mustLoad(nil)
+	if environ := strings.Join(set.Environ(), "\n"); strings.Contains(environ, "s3cret") || !strings.Contains(environ, "MY_PASSWORD=mine") {
+		t.Errorf("hooks get %s", environ)
+	}
+	if warnings := set.Warnings(); len(warnings) != 1 || !strings.Contains(warnings[0], "did you mean ROOT_PASSWORD?") || strings.Contains(warnings[0], "s3cret") {
+		t.Errorf("warnings: %q", warnings)
+	}
+}
+
 func TestWithoutSecrets(t *testing.T) {
-	environ := []string{"OSP_ROOT_PASSWORD=x", "OSP_USER_PASSWORD_HASH=x", "OSP_GUEST_FILES=[]", "OSP_GUEST-FILES=x", "OSP_SWAP=no", "OSP_OS_IMAGE=/x", "ROOT_PASSWORDS=y", "OSP_X=z"}
-	if got, want := WithoutSecrets(environ), environ[4:]; !slices.Equal(got, want) || environ[0] != "OSP_ROOT_PASSWORD=x" {
+	environ := []string{"OSP_ROOT_PASSWORD=x", "OSP_USER_PASSWORD_HASH=x", "OSP_GUEST_FILES=[]", "OSP_GUEST-FILES=x", "OSP_USER_DATA=x", "OSP_USER_DATA_BASE64=eA==", "OSP_SWAP=no", "OSP_OS_IMAGE=/x", "ROOT_PASSWORDS=y", "OSP_X=z"}
+	if got, want := WithoutSecrets(environ), environ[6:]; !slices.Equal(got, want) || environ[0] != "OSP_ROOT_PASSWORD=x" {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
 func TestHooksReadWhatTheyAreGiven(t *testing.T) {
-	userData := "#cloud-config\n\nruncmd:\n  - \"echo 'x' = $y\"\n"
 	s := newSite(t).with("IMAGE_DIR=/images BOOT_SIZE=1536K DNS_SERVERS=192.0.2.1,2001:db8::1 CINIT_SSH_PWAUTH=no\nCINIT_SSH_KEY='"+key+"\n"+key+"'\nMINE=x", "IMAGE_TYPE=auto NOMOUNT=yes")
-	set := s.mustLoad(map[string]string{"user_data": userData, "os_image": "/x", "cinit_disable_root": "1",
+	set := s.mustLoad(map[string]string{"user_data": "s3cret", "os_image": "/x", "cinit_disable_root": "1",
 		"root_password": "s3cret", "guest_files": `[{"path": "/a", "text": "s3cret"}]`, "identity_keep": "blkid,iscsi", "user_name": "u", "ssh_keys": key})
 	again, err := FromEnviron(slices.Concat([]string{"IMAGE_DIR=/old", "OSP_OS_IMAGE=/x"}, set.Environ()))
 	if err != nil {
@@ -562,7 +571,7 @@ func TestHooksReadWhatTheyAreGiven(t *testing.T) {
 	if diff := cmp.Diff(set, again, cmpopts.IgnoreUnexported(Settings{}), cmpopts.EquateComparable(netip.Addr{}), notForHooks); diff != "" {
 		t.Error(diff)
 	}
-	if again.UserData != userData || !again.OSImage || again.Cinit.DisableRoot != Yes {
+	if set.UserData != "s3cret" || !again.OSImage || again.Cinit.DisableRoot != Yes {
 		t.Errorf("got %+v", again)
 	}
 	if got := again.Origin("IMAGE_DIR").String(); got != "the variable IMAGE_DIR of the environment" {

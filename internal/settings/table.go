@@ -84,7 +84,7 @@ var table = []section{
 		{"CINIT_MANAGE_RESOLV_CONF", tristate, "", "cinit_manage_resolv_conf", "Whether cloud-init writes /etc/resolv.conf: yes or no; empty: as the image has it", func(s *Settings) any { return &s.Cinit.ManageResolvConf }},
 		{"DNS_SERVERS", addresses, "", "dns_servers", "Addresses of name servers, with spaces between", func(s *Settings) any { return &s.DNSServers }},
 		{"DNS_SEARCH", domains, "", "dns_search", "Domains to search for names, with spaces between", func(s *Settings) any { return &s.DNSSearch }},
-		{"USER_DATA", anyText, "", "user_data", "user-data for cloud-init; only one of USER_DATA, USER_DATA_FILE and USER_DATA_URL counts, the one set last", func(s *Settings) any { return &s.UserData }},
+		{"USER_DATA", userData, "", "user_data", "user-data for cloud-init; only one of USER_DATA, USER_DATA_FILE and USER_DATA_URL counts, the one set last", func(s *Settings) any { return &s.UserData }},
 		{"", base64Text, "", "user_data_base64", "user-data for cloud-init, in base64", nil},
 		{"USER_DATA_FILE", absPath, "", "", "Path of a file of user-data", func(s *Settings) any { return &s.UserDataFile }},
 		{"USER_DATA_URL", webURL, "", "user_data_url", "URL of user-data", func(s *Settings) any { return &s.UserDataURL }},
