@@ -391,7 +391,7 @@ var networkQuestions = []struct{ name, command string }{
 	{"seed sum", "sha256sum < /var/lib/systemd/random-seed"},
 	{"host keys", "cut -d' ' -f1,2 /etc/ssh/ssh_host_*_key.pub; ls /etc/ssh/ssh_host_*_key"},
 	{"left", "grep -rIlE '" + strings.Join([]string{lab.OldName, regexp.QuoteMeta(lab.OldDomain), regexp.QuoteMeta(lab.OldAddress), regexp.QuoteMeta(lab.OldNameServer), lab.OldMAC, lab.OldMachineID}, "|") +
-		"' /etc /var/lib --exclude-dir='*.ganeti-orig' --exclude-dir=dpkg --exclude='*.link'"}, // a link for a card that is gone does nothing
+		"' /etc /var/lib --exclude-dir='*.ganeti-orig' --exclude-dir=dpkg"},
 	{"configuration", "tail -n +1 /etc/netplan/* /etc/network/interfaces /etc/systemd/network/* /etc/NetworkManager/system-connections/* /etc/udev/rules.d/* /etc/resolv.conf /etc/hosts 2> /dev/null"},
 	{"journal", "journalctl -b --no-pager -p 3 | tail -n 20"},
 }

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,8 +14,11 @@ import (
 	"ganeti-instance-image/internal/size"
 )
 
-// accountsLimit bounds each of the files of accounts.
-const accountsLimit = 4 * size.MiB
+// What bounds each of the files of accounts.
+const (
+	accountsLimit = 4 * size.MiB
+	maxAccounts   = 1 << 16 // lines
+)
 
 // The files of accounts; BSD has the first besides /etc/passwd, which it makes
 // from it together with a data base.
@@ -48,6 +52,9 @@ func (r *Root) readAccounts(name string) (*accountFile, error) {
 	if err != nil {
 		return nil, err
 	}
+	if bytes.Count(text, []byte("\n")) > maxAccounts {
+		return nil, fail("read", name, fmt.Errorf("it has more than %d lines", maxAccounts))
+	}
 	return parseAccounts(name, string(text)), nil
 }
 
@@ -62,7 +69,7 @@ func (f *accountFile) find(name string) int {
 	return slices.IndexFunc(f.lines, func(line string) bool { return strings.HasPrefix(line, name+":") })
 }
 
-// entry returns the fields of a name's entry, no fewer than there should be.
+// entry returns the fields of a name's entry, as many as there should be.
 func (f *accountFile) entry(name string) (fields []string, ok bool) {
 	i := f.find(name)
 	if i < 0 {
@@ -71,8 +78,9 @@ func (f *accountFile) entry(name string) (fields []string, ok bool) {
 	return f.fields(i), true
 }
 
+// fields cuts a line; the last field has the colons that are too many.
 func (f *accountFile) fields(i int) []string {
-	fields := strings.Split(strings.TrimSuffix(f.lines[i], "\n"), ":")
+	fields := strings.SplitN(strings.TrimSuffix(f.lines[i], "\n"), ":", accountFields[f.name])
 	for len(fields) < accountFields[f.name] {
 		fields = append(fields, "")
 	}
@@ -105,6 +113,12 @@ func (f *accountFile) add(fields ...string) {
 		f.lines[at-1] += "\n"
 	}
 	f.lines = slices.Insert(f.lines, at, strings.Join(fields, ":")+"\n")
+}
+
+// replace puts an entry in the place of all that are of its name.
+func (f *accountFile) replace(fields ...string) {
+	f.lines = slices.DeleteFunc(f.lines, func(line string) bool { return strings.HasPrefix(line, fields[0]+":") })
+	f.add(fields...)
 }
 
 // entries yields the fields of every entry, but not comments and those of NIS.

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"ganeti-instance-image/internal/need"
+	"ganeti-instance-image/internal/run"
 )
 
 const (
@@ -18,7 +19,7 @@ const (
 
 func TestAuthorizeKeys(t *testing.T) {
 	need.Root(t)
-	restricted := "command=\"a b\",no-pty " + testKeyBlob[:0] + "ssh-ed25519 " + testKeyBlob + " old\n"
+	restricted := "command=\"a b\",no-pty " + "ssh-ed25519 " + testKeyBlob + " old\n"
 	cases := []struct {
 		what, old  string // "-": no file
 		keys       []string
@@ -26,7 +27,12 @@ func TestAuthorizeKeys(t *testing.T) {
 	}{
 		{"a new file", "-", []string{testKey, otherKey}, testKey + "\n" + otherKey + "\n", "authorized the key SHA256:"},
 		{"a file without line end", "# mine", []string{testKey}, "# mine\n" + testKey + "\n", "authorized the key SHA256:"},
-		{"a key that is there", "# mine\n" + restricted, []string{testKey}, "# mine\n" + restricted, "found the key SHA256:"},
+		{"a key that is there", "# mine\n" + testKey, []string{"no-pty " + testKey}, "# mine\n" + testKey, "found the key SHA256:"},
+		{"a key that is there with options", "# mine\n" + restricted, []string{testKey, otherKey}, testKey + "\n# mine\n" + restricted + otherKey + "\n", "which was there with options only, for root in"},
+		{"a key that is there behind one with options", restricted + testKey + "\n", []string{testKey}, testKey + "\n" + restricted + testKey + "\n", "authorized the key SHA256:"},
+		{"a key that is there before one with options", testKey + "\n" + restricted, []string{testKey}, testKey + "\n" + restricted, "found the key SHA256:"},
+		{"a key that is there with the same options", restricted, []string{strings.TrimSpace(restricted)}, restricted, "found the key SHA256:"},
+		{"a key behind what is no type", "no-pty " + testKeyBlob + "\n", []string{testKey}, "no-pty " + testKeyBlob + "\n" + testKey + "\n", "authorized the key SHA256:"},
 		{"a key given twice", "", []string{testKey, "no-pty " + testKey}, testKey + "\n", "found the key SHA256:"},
 		{"comments", "-", []string{"# x", "", testKey + " \t"}, testKey + "\n", "(admin@example.org) for root in /root/.ssh/authorized_keys"},
 		{"what is no key", "\x00\xff\nssh-rsa x\n" + strings.Repeat("y", 1<<17) + "\n", []string{testKey}, "\x00\xff\nssh-rsa x\n" + strings.Repeat("y", 1<<17) + "\n" + testKey + "\n", ""},
@@ -81,6 +87,10 @@ func TestKeysAreWhereSSHDLooks(t *testing.T) {
 		{key + " none", "/home/admin/.ssh/authorized_keys", "600 1000 100", "AuthorizedKeysFile is none"},
 		{key + " /x/%x .ssh/second", "/home/admin/.ssh/second", "600 1000 100", ""},
 		{key + " /x/%x", "/home/admin/.ssh/authorized_keys", "600 1000 100", "where sshd may not look"},
+		{key + " \"%h/my keys/a\"", "/home/admin/.ssh/authorized_keys", "600 1000 100", "AuthorizedKeysFile is \"%h/my keys/a\""},
+		{key + " \"%h/my keys/a\" '.ssh/second'", "/home/admin/.ssh/second", "600 1000 100", ""},
+		{key + " \"%h/open .ssh/second", "/home/admin/.ssh/authorized_keys", "600 1000 100", "where sshd may not look"},
+		{key + " /usr/sbin/%u", "/usr/sbin/admin", "644 0 0", ""}, // the home of daemon
 		{key + " ../admin2/keys", "/home/admin2/keys", "644 0 0", ""},
 	}
 	for _, c := range cases {
@@ -97,6 +107,47 @@ func TestKeysAreWhereSSHDLooks(t *testing.T) {
 		info, err := root.Stat(c.file)
 		if got := fmt.Sprintf("%o %d %d", info.Mode, info.UID, info.GID); err != nil || got != c.owner || content(t, dir+c.file) != testKey+"\n" {
 			t.Errorf("%s: %s has %s, %v", c.said, c.file, got, err)
+		}
+	}
+}
+
+// TestKeyWithOptionsJudged has sshd say which of two lines of a key counts.
+func TestKeyWithOptionsJudged(t *testing.T) {
+	need.Root(t)
+	need.Tools(t, "ssh", "sshd", "ssh-keygen")
+	need.That(t, os.MkdirAll("/run/sshd", 0o755) == nil, "/run/sshd")
+	dir := t.TempDir()
+	for _, name := range []string{"/key", "/host"} {
+		keygen(t, "-q", "-t", "ed25519", "-N", "", "-f", dir+name)
+	}
+	if err := os.WriteFile(dir+"/config", []byte("AuthorizedKeysFile "+dir+"/keys\nStrictModes no\nPermitRootLogin yes\nUsePAM no\nPidFile none\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sshd, err := run.Find("sshd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	login := func(keys string) (string, error) {
+		if err := os.WriteFile(dir+"/keys", []byte(keys), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		options := []string{"-F", "none", "-i", dir + "/key", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+			"-o", "ProxyCommand=" + sshd + " -i -f " + dir + "/config -h " + dir + "/host"}
+		result, err := run.Cmd{What: "log in", Argv: append(append([]string{"ssh"}, options...), "root@host.invalid", "echo let in")}.Run(t.Context())
+		return string(result.Stdout), err
+	}
+	line := content(t, dir+"/key.pub")
+	_, err = login(line)
+	need.That(t, err == nil, "a root that may log in by key")
+	restricted := "no-port-forwarding,command=\"echo refused\" " + line
+	wanted, err := parseKeys([]string{line})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := mergeKeys([]byte(restricted), wanted)
+	for keys, want := range map[string]string{restricted: "refused\n", restricted + line: "refused\n", string(text): "let in\n"} {
+		if got, err := login(keys); err != nil || got != want {
+			t.Errorf("%s: got %q, %v", keys, got, err)
 		}
 	}
 }
@@ -151,12 +202,15 @@ func TestAuthorizeKeysRefuses(t *testing.T) {
 	}{
 		{"-oProxyCommand=x", testKey, nil, "no user's name"},
 		{"other", testKey, nil, "the guest has no user other"},
+		{"root", "s3cret " + testKeyBlob, nil, "line 1 of the keys is not an SSH public key"},
 		{"root", "ssh-rsa s3cret", nil, "line 1 of the keys is not an SSH public key"},
 		{"root", testKey + "\nssh-rsa s3cret", nil, "line 1 of the keys is not"},
 		{"root", testKey + strings.Repeat("s3cret", maxKeyLine), nil, "line 1 of the keys is not"},
 		{"nobody", testKey, nil, `its home is "/nonexistent", which is no directory`},
 		{"a", testKey, map[string]string{"etc/passwd": "a:x:1:1:::/bin/sh\n"}, `its home is "", which is no directory`},
 		{"a", testKey, map[string]string{"etc/passwd": "a:x:1:1::root:/bin/sh\n"}, `its home is "root", which is no directory`},
+		{"a", testKey, map[string]string{"etc/passwd": debianPasswd + "a:x:1000:1000::/srv:/bin/sh\n", "srv/x": "", "keys": "-> /root", "etc/ssh/sshd_config": "AuthorizedKeysFile /keys/%u\n"}, "the file of its keys is /root/a, in the home of root"},
+		{"a", testKey, map[string]string{"etc/passwd": debianPasswd + "a:x:1000:1000::/srv:/bin/sh\nb:x:1001:1001::/home/b:/bin/sh\n", "srv/x": "", "home": "-> var/home", "etc/ssh/sshd_config": "AuthorizedKeysFile /home/b/%u\n"}, "the file of its keys is /var/home/b/a, in the home of b"},
 		{"root", testKey, map[string]string{"root/.ssh": "-> /etc"}, "/root/.ssh in the guest: it is a symbolic link, not a directory"},
 		{"root", testKey, map[string]string{"root/.ssh": "a file"}, "it is a regular file, not a directory"},
 		{"root", testKey, map[string]string{"root/.ssh/authorized_keys": "-> /etc/shadow"}, "it is a symbolic link, not a regular file"},
@@ -213,7 +267,7 @@ func FuzzMergeKeys(f *testing.F) {
 			return
 		}
 		text, lines := mergeKeys([]byte(old), wanted)
-		if !strings.HasPrefix(string(text), old) || len(lines) != len(wanted) {
+		if !strings.Contains(string(text), old) || len(lines) != len(wanted) {
 			t.Fatalf("%q became %q", old, text)
 		}
 		again, lines := mergeKeys(text, wanted)

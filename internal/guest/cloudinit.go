@@ -143,7 +143,8 @@ type CloudConfigFile struct {
 	Document *yaml.Node
 }
 
-// The bounds of what is read of cloud-init's configuration.
+// The bounds of what is read of cloud-init's configuration, in all its files: as
+// YAML nodes it takes some sixty times as much memory.
 const (
 	cloudConfigLimit = 1 * size.MiB
 	cloudConfigFiles = 256
@@ -154,7 +155,8 @@ const CloudConfigDir = "/etc/cloud/cloud.cfg.d"
 
 // CloudConfig reads /etc/cloud/cloud.cfg and the *.cfg files beside it in the
 // order in which cloud-init lets a later one win. A file that cannot be read as
-// YAML is listed without a document; that none exists is no error.
+// YAML is listed without a document, and so is one with which all of them would
+// have more than 1 MiB; that none exists is no error.
 func (r *Root) CloudConfig() ([]CloudConfigFile, error) {
 	paths := []string{"/etc/cloud/cloud.cfg"}
 	names, err := r.ReadDir(CloudConfigDir)
@@ -167,11 +169,13 @@ func (r *Root) CloudConfig() ([]CloudConfigFile, error) {
 		}
 	}
 	var files []CloudConfigFile
+	left := cloudConfigLimit
 	for _, path := range paths {
-		text, err := r.ReadFile(path, cloudConfigLimit)
+		text, err := r.ReadFile(path, left)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
+		left -= size.Bytes(len(text))
 		file := CloudConfigFile{Path: path}
 		if document := new(yaml.Node); err == nil && yaml.Unmarshal(text, document) == nil && document.Kind == yaml.DocumentNode {
 			file.Document = document

@@ -86,3 +86,22 @@ func TestCloudConfigOfManyKeys(t *testing.T) {
 		t.Errorf("the order is %v", got)
 	}
 }
+
+// What is read of all files together has a bound.
+func TestCloudConfigOfManyFiles(t *testing.T) {
+	contents := map[string]string{}
+	for n := range 20 {
+		contents[fmt.Sprintf("etc/cloud/cloud.cfg.d/%02d.cfg", n)] = "a: 1\n" + strings.Repeat("#", 100000)
+	}
+	contents["etc/cloud/cloud.cfg.d/zz.cfg"] = "a: 1\n"
+	got, err := files(t, contents).CloudConfig()
+	read := 0
+	for _, file := range got {
+		if file.Document != nil {
+			read++
+		}
+	}
+	if err != nil || len(got) != 21 || read != 11 || got[20].Document == nil {
+		t.Errorf("%d of %d files were read, %v", read, len(got), err)
+	}
+}

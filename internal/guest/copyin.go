@@ -24,8 +24,11 @@ import (
 //     one. A link to a directory counts as the directory, wherever in the guest
 //     it leads: lib/x goes to usr/lib/x where /lib is a link to usr/lib.
 //   - a regular file over a regular file, also through a link to one, rewrites
-//     it in place.
-//   - anything else that is no directory, a dangling link too, is replaced.
+//     it in place; but one that has other names is replaced where the new owner
+//     or that of its directory is not root.
+//   - anything else that is no directory, a dangling link too, is replaced, and
+//     so is a link in a directory, below the guest's root directory, to which
+//     others than root may write.
 //   - a directory in the place of a file, or a file in the place of a
 //     directory, is an error.
 //
@@ -145,16 +148,11 @@ func (c *copier) subdirectory(s source, to string, depth int) error {
 
 // makeDirectory makes sure that to leads to a directory in the guest.
 func (c *copier) makeDirectory(to string) error {
-	fd, err := c.root.open(to, unix.O_PATH)
-	if err == nil {
-		defer unix.Close(fd)
-		info, err := fstat(fd)
-		if err == nil && !info.IsDir() {
-			err = notA("directory", info.Mode)
-		}
-		return err
+	_, st, err := c.follow(to)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return notA("directory", fileMode(st.Mode))
 	}
-	if !leadsNowhere(err) {
+	if err == nil || !leadsNowhere(err) {
 		return err
 	}
 	dir, base, err := c.vacate(to)
@@ -163,6 +161,19 @@ func (c *copier) makeDirectory(to string) error {
 	}
 	defer unix.Close(dir)
 	return c.root.mkdirAt(dir, base, 0o700)
+}
+
+// follow finds what to leads to. The directories above it were entered by
+// makeDirectory, so that only its last component may be a link to look into.
+func (c *copier) follow(to string) (at string, st unix.Stat_t, err error) {
+	st, err = c.root.inodeAt(to)
+	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return to, st, err
+	}
+	if at, err = c.root.resolve(to); err == nil {
+		st, err = c.root.inodeAt(at)
+	}
+	return at, st, err
 }
 
 // file copies one source that is no directory.
@@ -203,7 +214,7 @@ func (c *copier) content(s source, to string) error {
 	}
 	from := os.NewFile(uintptr(fd), s.path)
 	defer from.Close()
-	into, err := c.target(to)
+	into, err := c.target(to, int(s.st.Uid))
 	if err != nil {
 		return err
 	}
@@ -212,18 +223,15 @@ func (c *copier) content(s source, to string) error {
 }
 
 // target opens the regular file at to, emptied, or makes one.
-func (c *copier) target(to string) (*os.File, error) {
-	fd, err := c.root.open(to, unix.O_PATH)
-	if err == nil {
-		info, err := fstat(fd)
-		unix.Close(fd)
-		if err != nil {
-			return nil, err
+func (c *copier) target(to string, owner int) (*os.File, error) {
+	at, st, err := c.follow(to)
+	switch {
+	case err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG:
+		if !c.root.shared(at, owner) {
+			return c.root.openRegular(at, unix.O_WRONLY|unix.O_TRUNC)
 		}
-		if info.IsRegular() {
-			return c.root.openRegular(to, unix.O_WRONLY|unix.O_TRUNC)
-		}
-	} else if !leadsNowhere(err) {
+		to = at
+	case err != nil && !leadsNowhere(err):
 		return nil, err
 	}
 	dir, base, err := c.vacate(to)
@@ -241,9 +249,10 @@ func (c *copier) target(to string) (*os.File, error) {
 	return f, nil
 }
 
-// leadsNowhere tells whether nothing is there, or a link to nothing or in a loop.
+// leadsNowhere tells whether nothing is there, or a link to nothing, in a loop or
+// that is not to be followed.
 func leadsNowhere(err error) bool {
-	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP)
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) || errors.As(err, new(looseLink))
 }
 
 // vacate opens the directory that a new file is made in, and removes what stands

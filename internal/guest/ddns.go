@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
 
 	"ganeti-instance-image/internal/size"
 )
@@ -41,7 +42,8 @@ func (r *Root) SendHostname(name string) ([]string, error) {
 			return d.changes, err
 		}
 	}
-	return d.changes, errors.Join(d.newDHClient(), d.networkd(), d.netplan())
+	err := errors.Join(d.newDHClient(), d.networkd(), d.netplan())
+	return d.changes, err
 }
 
 // sending is the work of SendHostname.
@@ -69,15 +71,14 @@ type dhcpClient struct {
 
 func (d *sending) edit(client dhcpClient) error {
 	for _, pattern := range client.patterns {
-		for _, file := range d.root.Glob(pattern) {
-			if !d.root.isFile(file) {
+		for file := range d.root.readMatches(pattern, clientLimit) {
+			if isNoFile(file.err) {
 				continue // a client could not read it either
 			}
-			text, err := d.root.ReadFile(file, clientLimit)
-			if err != nil {
-				return err
+			if file.err != nil {
+				return file.err
 			}
-			if err := d.put(file, client.edit(d, string(text)), 0o644); err != nil {
+			if err := d.put(file.name, client.edit(d, file.text), 0o644); err != nil {
 				return err
 			}
 		}
@@ -85,13 +86,24 @@ func (d *sending) edit(client dhcpClient) error {
 	return nil
 }
 
+// isNoFile tells whether an error says that a path leads to something else than
+// a file, or nowhere.
+func isNoFile(err error) bool {
+	return errors.As(err, new(kindError)) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR)
+}
+
 // put writes a file unless it says so already.
 func (d *sending) put(file, text string, mode fs.FileMode) error {
 	old, err := d.root.ReadFile(file, clientLimit)
-	if err == nil && string(old) == text {
+	switch {
+	case err == nil && string(old) == text:
 		return nil
+	case err == nil:
+		err = d.root.rewrite(file, old, []byte(text))
+	default:
+		err = d.root.WriteFile(file, []byte(text), mode)
 	}
-	if err := d.root.WriteFile(file, []byte(text), mode); err != nil {
+	if err != nil {
 		return err
 	}
 	d.changes = append(d.changes, file+" has the name "+d.name+" sent to the DHCP server")
@@ -100,50 +112,87 @@ func (d *sending) put(file, text string, mode fs.FileMode) error {
 
 var dhclientFiles = []string{"/etc/dhcp/dhclient*.conf", "/etc/dhcp3/dhclient*.conf", "/etc/dhclient*.conf"}
 
-// sent is a statement of dhclient.conf(5) that sends a name.
-var sent = regexp.MustCompile(`\bsend[ \t]+(host-name|fqdn\.fqdn)\b(?:"[^"\n]*"|[^;"#\n])*;`)
-
 // dhclientConf rewrites what sends a name, and sends one where nothing did for
 // all interfaces. An option 81, where one is sent, gets the whole name.
 func (d *sending) dhclientConf(text string) string {
-	var lines []string
-	said := map[string]bool{}
-	for line := range strings.Lines(text) {
-		edited := d.sentLine(line)
-		isGlobal := strings.HasPrefix(edited, "send ") && sent.MatchString(edited)
-		if isGlobal && said[strings.TrimSpace(edited)] {
-			continue // an older hook added one each time it ran
-		}
-		said[strings.TrimSpace(edited)] = isGlobal
-		lines = append(lines, edited)
+	wanted := map[string]string{"host-name": `send host-name "` + d.name + `";`, "fqdn.fqdn": `send fqdn.fqdn "` + d.fqdn + `.";`}
+	edited, said := editDHClient(text, []string{"send"}, func(name string, _ []string) string { return wanted[name] })
+	if line := wanted["host-name"] + "\n"; !said["host-name"] && edited != line && !strings.HasSuffix(edited, "\n"+line) {
+		return withNewline(edited) + line
 	}
-	text = strings.Join(lines, "")
-	if statement := d.sentHostName(); !said[statement] {
-		return withNewline(text) + statement + "\n"
-	}
-	return text
+	return edited
 }
 
-func (d *sending) sentHostName() string { return `send host-name "` + d.name + `";` }
+// dhclientToken is a word, a string, a comment, blanks or a single character of
+// dhclient.conf(5), in which a statement may go over several lines.
+var dhclientToken = regexp.MustCompile(`[ \t\r\n]+|#[^\n]*|"(?:[^"\\\n]|\\[^\n])*"|[A-Za-z0-9_.-]+|(?s:.)`)
 
-// sentLine rewrites the statements of a line, up to its comment.
-func (d *sending) sentLine(line string) string {
-	quoted := false
-	end := strings.IndexFunc(line, func(c rune) bool {
-		if c == '"' {
-			quoted = !quoted
+// editDHClient has the statements of dhclient.conf(5) that begin with one of the
+// verbs and name an option replaced by what edit makes of the option's name and
+// the tokens of the statement; "" leaves it. Of those that hold for all
+// interfaces one that says the same again is left out: an older hook added one
+// each time it ran. said has the options that the text sets for all interfaces.
+func editDHClient(text string, verbs []string, edit func(option string, statement []string) string) (edited string, said map[string]bool) {
+	tokens := dhclientToken.FindAllString(text, -1)
+	var out strings.Builder
+	said, there := map[string]bool{}, map[string]bool{}
+	depth, atLineStart := 0, true
+	for n := 0; n < len(tokens); n++ {
+		token := tokens[n]
+		switch token {
+		case "{":
+			depth++
+		case "}":
+			depth = max(depth-1, 0)
 		}
-		return c == '#' && !quoted
-	})
-	if end < 0 {
-		end = len(line)
+		if slices.Contains(verbs, token) {
+			option, length := dhclientStatement(tokens[n:], verbs)
+			statement := edit(option, tokens[n:n+length])
+			if statement != "" {
+				n += length - 1
+				token = statement
+			}
+			if statement != "" && depth == 0 {
+				if there[statement] {
+					if atLineStart && n+1 < len(tokens) {
+						tokens[n+1] = withoutLineEnd(tokens[n+1])
+					}
+					continue
+				}
+				said[option], there[statement] = true, true
+			}
+		}
+		out.WriteString(token)
+		if token != "" {
+			atLineStart = strings.HasSuffix(token, "\n")
+		}
 	}
-	return sent.ReplaceAllStringFunc(line[:end], func(statement string) string {
-		if strings.Contains(statement, "fqdn.fqdn") {
-			return `send fqdn.fqdn "` + d.fqdn + `.";`
+	return out.String(), said
+}
+
+// withoutLineEnd takes away blanks up to the first end of a line.
+func withoutLineEnd(token string) string {
+	if rest, ok := strings.CutPrefix(strings.TrimLeft(token, " \t\r"), "\n"); ok {
+		return rest
+	}
+	return token
+}
+
+// dhclientStatement returns the option that a statement names, and how many
+// tokens it has up to its semicolon; none where it does not end in one.
+func dhclientStatement(tokens, verbs []string) (option string, length int) {
+	for n, token := range tokens[1:] {
+		isBlank := strings.ContainsRune(blanks+"#", rune(token[0]))
+		switch {
+		case token == ";":
+			return option, n + 2
+		case token == "{" || token == "}" || slices.Contains(verbs, token):
+			return "", 0
+		case option == "" && !isBlank:
+			option = token
 		}
-		return d.sentHostName()
-	}) + line[end:]
+	}
+	return "", 0
 }
 
 func withNewline(text string) string {
@@ -239,9 +288,16 @@ func (d *sending) stanza(lines []string) []string {
 }
 
 // isDHCPStanza tells whether lines ask for DHCP: "iface eth0 inet dhcp", or
-// "use dhcp" in ifupdown-ng.
+// "use dhcp" in ifupdown-ng. A line that ends in a backslash goes on in the next.
 func isDHCPStanza(lines []string) bool {
-	words := strings.Fields(lines[0])
+	head := ""
+	for _, line := range lines {
+		before, continued := strings.CutSuffix(line, "\\\n")
+		if head += before; !continued || len(head) > maxHostsLine {
+			break
+		}
+	}
+	words := strings.Fields(head)
 	if len(words) == 0 || words[0] != "iface" {
 		return false
 	}
@@ -251,7 +307,8 @@ func isDHCPStanza(lines []string) bool {
 	return slices.ContainsFunc(lines, func(line string) bool { return slices.Equal(strings.Fields(line), []string{"use", "dhcp"}) })
 }
 
-// ifcfg edits an interface file of Red Hat's network-scripts.
+// ifcfg edits an interface file of Red Hat's network-scripts, where DHCP_FQDN
+// wins over DHCP_HOSTNAME; it is for names that have a domain.
 func (d *sending) ifcfg(text string) string {
 	said := shellVariables(text)
 	if protocol := strings.ToLower(said["BOOTPROTO"]); protocol != "dhcp" && protocol != "bootp" {
@@ -259,6 +316,11 @@ func (d *sending) ifcfg(text string) string {
 	}
 	if _, ok := said["DHCP_SEND_HOSTNAME"]; ok {
 		text = setVariable(text, "DHCP_SEND_HOSTNAME", "yes")
+	}
+	if _, ok := said["DHCP_FQDN"]; ok && d.name != d.fqdn {
+		text = setVariable(text, "DHCP_FQDN", d.fqdn)
+	} else {
+		text = dropVariable(text, "DHCP_FQDN")
 	}
 	return setVariable(text, "DHCP_HOSTNAME", d.name)
 }
@@ -296,13 +358,32 @@ func setVariable(text, name, value string) string {
 	return strings.Join(lines, "")
 }
 
-// keyfile edits a connection of NetworkManager: nm-settings-keyfile(5).
+// dropVariable takes the lines out that set a shell's variable.
+func dropVariable(text, name string) string {
+	var out strings.Builder
+	for line := range strings.Lines(text) {
+		if said, _, isAssignment := strings.Cut(strings.TrimSpace(line), "="); !isAssignment || said != name {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
+}
+
+// keyfile edits a connection of NetworkManager: nm-settings-keyfile(5). It
+// refuses one that has both dhcp-hostname and dhcp-fqdn for IPv4, or a name
+// without a domain in the latter.
 func (d *sending) keyfile(text string) string {
 	ini := readINI(text)
 	if ini.value("ipv4", "method") != "auto" {
 		return text
 	}
-	ini.set("ipv4", "dhcp-hostname", d.name)
+	if ini.value("ipv4", "dhcp-fqdn") != "" && d.name != d.fqdn {
+		ini.set("ipv4", "dhcp-fqdn", d.fqdn)
+		ini.drop("ipv4", "dhcp-hostname")
+	} else {
+		ini.drop("ipv4", "dhcp-fqdn")
+		ini.set("ipv4", "dhcp-hostname", d.name)
+	}
 	for _, section := range []string{"ipv4", "ipv6"} {
 		if ini.value(section, "dhcp-send-hostname") != "" {
 			ini.set(section, "dhcp-send-hostname", "true")
@@ -364,6 +445,15 @@ func (i *iniFile) set(section, key, value string) {
 	i.sections = slices.Insert(i.sections, n+1, section)
 }
 
+// drop takes a key out of a section.
+func (i *iniFile) drop(section, key string) {
+	for n, text := range i.lines {
+		if name, _, ok := strings.Cut(text, "="); ok && i.sections[n] == section && strings.TrimSpace(name) == key {
+			i.lines[n] = ""
+		}
+	}
+}
+
 func (i *iniFile) String() string { return strings.Join(i.lines, "") }
 
 // networkdDropIn is read after the file it belongs to. Versions before 243 know
@@ -373,26 +463,28 @@ const networkdDropIn = "# Written by ganeti-instance-image: the hook zz_ddns.\n[
 // networkd has each file of systemd.network(5) in /etc that asks for DHCPv4 send
 // the name.
 func (d *sending) networkd() error {
-	for _, file := range d.root.Glob("/etc/systemd/network/*.network") {
-		if !d.root.isFile(file) {
+	for file := range d.root.readMatches("/etc/systemd/network/*.network", clientLimit) {
+		if isNoFile(file.err) {
 			continue // a link to /dev/null masks one
 		}
-		text, err := d.root.ReadFile(file, clientLimit)
-		if err != nil {
-			return err
+		if file.err != nil {
+			return file.err
 		}
-		if !slices.Contains([]string{"yes", "true", "on", "1", "y", "t", "both", "ipv4", "v4"}, strings.ToLower(readINI(string(text)).value("Network", "DHCP"))) {
+		if !slices.Contains(networkdDHCP4, strings.ToLower(readINI(file.text).value("Network", "DHCP"))) {
 			continue
 		}
-		if err := d.root.MkdirAll(file+".d", 0o755); err != nil {
+		if err := d.root.MkdirAll(file.name+".d", 0o755); err != nil {
 			return err
 		}
-		if err := d.put(file+".d/90-ganeti-ddns.conf", networkdDropIn+d.name+"\n", 0o644); err != nil {
+		if err := d.put(file.name+".d/90-ganeti-ddns.conf", networkdDropIn+d.name+"\n", 0o644); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// networkdDHCP4 are the values of DHCP= in systemd.network(5) that mean IPv4.
+var networkdDHCP4 = []string{"yes", "true", "on", "1", "y", "t", "both", "ipv4", "v4"}
 
 // ddnsNetplan comes after any other file of netplan, by its name, and adds to
 // the interfaces that those define.
@@ -401,21 +493,36 @@ const ddnsNetplan = "/etc/netplan/zz-ganeti-ddns.yaml"
 // netplanKinds are those of netplan's kinds of interfaces that may use DHCP.
 var netplanKinds = []string{"ethernets", "wifis", "bonds", "bridges", "vlans"}
 
-// netplanInterface is what is said of an interface.
+// netplanInterface is what all files together say of an interface.
 type netplanInterface struct {
+	kind, id     string
 	dhcp4, dhcp6 bool
 }
 
 func (d *sending) netplan() error {
-	said := map[string]any{"version": 2}
-	for _, kind := range netplanKinds {
-		if overrides := d.overrides(kind); len(overrides) > 0 {
-			said[kind] = overrides
-		}
+	interfaces, err := d.netplanInterfaces()
+	if err != nil {
+		return err
 	}
-	if len(said) == 1 {
+	said := map[string]any{}
+	send := map[string]any{"send-hostname": true, "hostname": d.name}
+	for _, i := range interfaces {
+		if !i.dhcp4 {
+			continue
+		}
+		overrides := map[string]any{"dhcp4-overrides": send}
+		if i.dhcp6 {
+			overrides["dhcp6-overrides"] = send // networkd wants both to say the same
+		}
+		if said[i.kind] == nil {
+			said[i.kind] = map[string]any{}
+		}
+		said[i.kind].(map[string]any)[i.id] = overrides
+	}
+	if len(said) == 0 {
 		return d.root.Remove(ddnsNetplan)
 	}
+	said["version"] = 2
 	text, err := yaml.Marshal(map[string]any{"network": said})
 	if err != nil {
 		return fmt.Errorf("cannot write %s: %w", ddnsNetplan, err)
@@ -423,45 +530,40 @@ func (d *sending) netplan() error {
 	return d.put(ddnsNetplan, "# Written by ganeti-instance-image: the hook zz_ddns.\n"+string(text), 0o600)
 }
 
-// overrides are what is said of each interface of a kind that uses DHCPv4. Where
-// it uses DHCPv6 too, networkd wants both to say the same.
-func (d *sending) overrides(kind string) map[string]any {
-	send := map[string]any{"send-hostname": true, "hostname": d.name}
-	found := map[string]any{}
-	dhcp6 := map[string]bool{}
-	for _, file := range d.root.Glob("/etc/netplan/*.yaml") {
-		for id, i := range d.netplanInterfaces(file, kind) {
-			dhcp6[id] = dhcp6[id] || i.dhcp6
-			if i.dhcp4 {
-				found[id] = map[string]any{"dhcp4-overrides": send}
-			}
+// netplanInterfaces reads the interfaces of all files; one that netplan could
+// not read has none.
+func (d *sending) netplanInterfaces() (map[string]*netplanInterface, error) {
+	found := map[string]*netplanInterface{}
+	for file := range d.root.readMatches("/etc/netplan/*.yaml", clientLimit) {
+		if isNoFile(file.err) || path.Base(file.name) == path.Base(ddnsNetplan) {
+			continue
+		}
+		if file.err != nil {
+			return nil, file.err
+		}
+		said := YAMLValue(ParseYAML([]byte(file.text)), "network")
+		for _, kind := range netplanKinds {
+			addInterfaces(found, kind, YAMLValue(said, kind))
 		}
 	}
-	for id := range found {
-		if dhcp6[id] {
-			found[id] = map[string]any{"dhcp4-overrides": send, "dhcp6-overrides": send}
-		}
-	}
-	return found
+	return found, nil
 }
 
-// netplanInterfaces reads the interfaces of a kind from a file; one that netplan
-// could not read has none.
-func (d *sending) netplanInterfaces(file, kind string) map[string]netplanInterface {
-	text, err := d.root.ReadFile(file, clientLimit)
-	if err != nil || path.Base(file) == path.Base(ddnsNetplan) {
-		return nil
+// addInterfaces adds what a mapping says of the interfaces of a kind.
+func addInterfaces(found map[string]*netplanInterface, kind string, said *yaml.Node) {
+	if said == nil || said.Kind != yaml.MappingNode {
+		return
 	}
-	interfaces := YAMLValue(ParseYAML(text), "network", kind)
-	found := map[string]netplanInterface{}
-	if interfaces == nil || interfaces.Kind != yaml.MappingNode {
-		return found
+	for n := 0; n+1 < len(said.Content); n += 2 {
+		id := said.Content[n].Value
+		i := found[kind+"/"+id]
+		if i == nil {
+			i = &netplanInterface{kind: kind, id: id}
+			found[kind+"/"+id] = i
+		}
+		i.dhcp4 = i.dhcp4 || isYes(YAMLValue(said.Content[n+1], "dhcp4"))
+		i.dhcp6 = i.dhcp6 || isYes(YAMLValue(said.Content[n+1], "dhcp6"))
 	}
-	for n := 0; n+1 < len(interfaces.Content); n += 2 {
-		definition := interfaces.Content[n+1]
-		found[interfaces.Content[n].Value] = netplanInterface{isYes(YAMLValue(definition, "dhcp4")), isYes(YAMLValue(definition, "dhcp6"))}
-	}
-	return found
 }
 
 // isYes tells whether a node is one of netplan's words for true.

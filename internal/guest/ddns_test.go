@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,6 +52,9 @@ func TestSendHostname(t *testing.T) {
 		{"dhclient, comments and blocks", "/etc/dhcp/dhclient.conf",
 			"#send host-name \"andare.fugue.com\";\ntimeout 3; # send host-name x;\ninterface \"a#b\" {\n  send host-name \"a;b\"; send fqdn.fqdn \"old.example.net.\"; # keep\n}\n",
 			"#send host-name \"andare.fugue.com\";\ntimeout 3; # send host-name x;\ninterface \"a#b\" {\n  send host-name \"web\"; send fqdn.fqdn \"web.example.org.\"; # keep\n}\nsend host-name \"web\";\n"},
+		{"dhclient, a comment behind", "/etc/dhcp/dhclient.conf", "send host-name \"old\"; # x\n", "send host-name \"web\"; # x\n"},
+		{"dhclient, on the next line", "/etc/dhcp/dhclient.conf", "send host-name\n  \"old\";\nsend fqdn.fqdn\n\t\"old.\";\n", "send host-name \"web\";\nsend fqdn.fqdn \"web.example.org.\";\n"},
+		{"dhclient, two in a line", "/etc/dhcp/dhclient.conf", "timeout 3; send host-name \"old\";\nsend host-name \"old\"; timeout 3;\n", "timeout 3; send host-name \"web\";\n timeout 3;\n"},
 		{"dhclient, of an interface", "/etc/dhcp/dhclient-eth0.conf", "", "send host-name \"web\";\n"},
 		{"dhcpcd, Debian", "/etc/dhcpcd.conf", "# a\nhostname\nduid\n", "# a\nhostname web\nduid\n"},
 		{"dhcpcd, none and blocks", "/etc/dhcpcd.conf", "duid\ninterface eth1\n\thostname old\nstatic routers=192.0.2.1\n",
@@ -61,7 +65,8 @@ func TestSendHostname(t *testing.T) {
 			"auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet dhcp\n    hostname old\n    metric 5\niface eth0 inet6 dhcp\niface eth1 inet static\n  address 192.0.2.1/24\n",
 			"auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet dhcp\n    hostname web\n    metric 5\niface eth0 inet6 dhcp\niface eth1 inet static\n  address 192.0.2.1/24\n"},
 		{"ifupdown, no newline", "/etc/network/interfaces.d/eth0", "iface eth0 inet dhcp", "iface eth0 inet dhcp\n    hostname web\n"},
-		{"ifupdown, a line in two", "/etc/network/interfaces", "iface eth0 inet \\\ndhcp\n up true\n", "iface eth0 inet \\\ndhcp\n up true\n"},
+		{"ifupdown, a line in two", "/etc/network/interfaces", "iface eth0 inet \\\ndhcp\n up true\n", "iface eth0 inet \\\ndhcp\n    hostname web\n up true\n"},
+		{"ifupdown, a static one in two", "/etc/network/interfaces", "iface eth0 inet \\\nstatic\n up true dhcp\n", "iface eth0 inet \\\nstatic\n up true dhcp\n"},
 		{"ifupdown-ng", "/etc/network/interfaces", "auto eth0\niface eth0\n  use dhcp\niface eth1\n  address 192.0.2.1/24\n",
 			"auto eth0\niface eth0\n    hostname web\n  use dhcp\niface eth1\n  address 192.0.2.1/24\n"},
 		{"ifcfg", "/etc/sysconfig/network-scripts/ifcfg-eth0", "DEVICE=eth0\nBOOTPROTO='dhcp'\nDHCP_HOSTNAME=old\nDHCP_HOSTNAME=old\nDHCP_SEND_HOSTNAME=no",
@@ -72,6 +77,9 @@ func TestSendHostname(t *testing.T) {
 		{"wicked, an interface as all", "/etc/sysconfig/network/ifcfg-eth0", "BOOTPROTO='dhcp'\n", "BOOTPROTO='dhcp'\n"},
 		{"NetworkManager", "/etc/NetworkManager/system-connections/e.nmconnection", "[connection]\nid=e\n\n[ipv4]\nmethod=auto\ndhcp-send-hostname=false\n\n[ipv6]\ndhcp-hostname=old\nmethod=auto\n",
 			"[connection]\nid=e\n\n[ipv4]\ndhcp-hostname=web\nmethod=auto\ndhcp-send-hostname=true\n\n[ipv6]\ndhcp-hostname=web\nmethod=auto\n"},
+		{"NetworkManager, the whole name", "/etc/NetworkManager/system-connections/e", "[ipv4]\nmethod=auto\ndhcp-fqdn=old.example.org\n", "[ipv4]\nmethod=auto\ndhcp-fqdn=web.example.org\n"},
+		{"NetworkManager, both", "/etc/NetworkManager/system-connections/e", "[ipv4]\ndhcp-hostname=x\nmethod=auto\ndhcp-fqdn=web.example.org\n", "[ipv4]\nmethod=auto\ndhcp-fqdn=web.example.org\n"},
+		{"ifcfg, the whole name", "/etc/sysconfig/network-scripts/ifcfg-eth0", "BOOTPROTO=dhcp\nDHCP_FQDN=old.example.org\n", "BOOTPROTO=dhcp\nDHCP_FQDN=web.example.org\nDHCP_HOSTNAME=web\n"},
 		{"NetworkManager, static", "/etc/NetworkManager/system-connections/e", "[ipv4]\nmethod=manual\n", "[ipv4]\nmethod=manual\n"},
 		{"netplan, its own file stays", "/etc/netplan/50-cloud-init.yaml", "network:\n  ethernets:\n    eth0: {dhcp4: true}\n", "network:\n  ethernets:\n    eth0: {dhcp4: true}\n"},
 	}
@@ -89,6 +97,67 @@ func TestSendHostname(t *testing.T) {
 				t.Errorf("%v, %v", info, err)
 			}
 		})
+	}
+}
+
+// nmcli wants NetworkManager to take a keyfile.
+func nmcli(t *testing.T, keyfile string) {
+	t.Helper()
+	need.Tools(t, "nmcli")
+	cmd := exec.Command("nmcli", "--offline", "connection", "modify", "connection.autoconnect", "no")
+	cmd.Stdin = strings.NewReader(keyfile)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s of\n%s", err, out, keyfile)
+	}
+}
+
+func TestSendHostnameNetworkManager(t *testing.T) {
+	const head = "[connection]\nid=a\nuuid=3b5a7c9e-1111-4222-8333-444455556666\ntype=ethernet\n\n[ipv4]\nmethod=auto\n"
+	for _, text := range []string{head, head + "dhcp-fqdn=old.example.org\n", head + "dhcp-hostname=old\n\n[ipv6]\ndhcp-hostname=old\nmethod=auto\n"} {
+		for name, wantFQDN := range map[string]bool{"web.example.org": strings.Contains(text, "fqdn"), "web": false} {
+			root, dir := dhcpGuest(t, map[string]string{"/etc/NetworkManager/system-connections/a": text})
+			sendHostname(t, root, name)
+			got := content(t, dir+"/etc/NetworkManager/system-connections/a")
+			if strings.Contains(got, "dhcp-fqdn=web.example.org\n") != wantFQDN || strings.Contains(got, "dhcp-hostname=web\n") == wantFQDN {
+				t.Errorf("%s became\n%s", text, got)
+			}
+			nmcli(t, got)
+		}
+	}
+	root, dir := dhcpGuest(t, map[string]string{"/etc/sysconfig/network-scripts/ifcfg-a": "BOOTPROTO=dhcp\nDHCP_FQDN=old.example.org\n"})
+	sendHostname(t, root, "web")
+	if got := content(t, dir+"/etc/sysconfig/network-scripts/ifcfg-a"); got != "BOOTPROTO=dhcp\nDHCP_HOSTNAME=web\n" {
+		t.Errorf("one label: %s", got)
+	}
+}
+
+// What the last steps change is said as well.
+func TestSendHostnameSaysAll(t *testing.T) {
+	root, _ := dhcpGuest(t, map[string]string{"/etc/netplan/a.yaml": "network: {ethernets: {a: {dhcp4: true}}}\n", "/etc/systemd/network/a.network": "[Network]\nDHCP=yes\n", "/usr/sbin/dhclient": "", "/etc/dhcp/x": ""})
+	if changes := sendHostname(t, root, "web"); len(changes) != 3 {
+		t.Errorf("said %q", changes)
+	}
+}
+
+// Of the files that one pattern matches so many are read, and each once.
+func TestSendHostnameOfManyFiles(t *testing.T) {
+	for _, file := range []string{"/etc/netplan/%d.yaml", "/etc/systemd/network/%d.network", "/etc/NetworkManager/system-connections/%d", "/etc/dhcp/dhclient%d.conf"} {
+		for _, c := range []struct{ files, size int }{{257, 0}, {17, int(clientLimit)}} {
+			files := map[string]string{}
+			for n := range c.files {
+				files[fmt.Sprintf(file, n)] = strings.Repeat("#", c.size)
+			}
+			root, _ := dhcpGuest(t, files)
+			if _, err := root.SendHostname("web"); err == nil || !strings.Contains(err.Error(), "more than 256 files or 4 MiB") {
+				t.Errorf("%d of %s: %v", c.files, file, err)
+			}
+		}
+	}
+	text := strings.Repeat("- a\n", 50000)
+	root, _ := dhcpGuest(t, map[string]string{"/etc/netplan/a.yaml": text})
+	once := allocated(func() { ParseYAML([]byte(text)) })
+	if all := allocated(func() { root.SendHostname("web") }); all > 2*once {
+		t.Errorf("a file of netplan takes %v, to read it once %v", all, once)
 	}
 }
 
@@ -228,7 +297,7 @@ func TestSendHostnameRefuses(t *testing.T) {
 func TestSendHostnameIsFast(t *testing.T) {
 	d := &sending{name: "web", fqdn: "web.example.org"}
 	for _, piece := range []string{"send host-name ", "send host-name a;", "iface a inet dhcp\n", "hostname\n", "[ipv4]\nmethod=auto\n", "BOOTPROTO=dhcp\n", "\\\n", "\"",
-		"network: {ethernets: {a: {dhcp4: true}}}\n", "- ", "a: &a [*a]\n"} {
+		"send host-name #\n", "send {", "send host-name;", "[ipv4]\nmethod=auto\ndhcp-fqdn=a\n", "network: {ethernets: {a: {dhcp4: true}}}\n", "- ", "a: &a [*a]\n"} {
 		text := strings.Repeat(piece, int(clientLimit)/len(piece))
 		start := time.Now()
 		for _, client := range dhcpClients {
@@ -272,7 +341,7 @@ func TestSendHostnameHostile(t *testing.T) {
 
 func FuzzSendHostname(f *testing.F) {
 	for _, text := range []string{"send host-name \"a\"; # x\n", "hostname\ninterface a\n", "iface a inet dhcp\n hostname b\\\n", "BOOTPROTO=dhcp\nDHCP_HOSTNAME=\"a\"",
-		"[ipv4]\nmethod=auto\n[ipv4]\n", "[]\n=\n", "DHCLIENT_HOSTNAME_OPTION=a", "iface a\nuse dhcp", "send host-name"} {
+		"[ipv4]\nmethod=auto\n[ipv4]\n", "[]\n=\n", "DHCLIENT_HOSTNAME_OPTION=a", "iface a\nuse dhcp", "send host-name", "{send host-name;\"", "send host-name a;send host-name b;\n\"\\", "[ipv4]\nmethod=auto\ndhcp-fqdn=a\ndhcp-hostname=b"} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

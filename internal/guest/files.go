@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -22,12 +23,53 @@ func (r *Root) ReadFile(name string, limit size.Bytes) ([]byte, error) {
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, int64(limit)+1))
 	if err == nil && size.Bytes(len(data)) > limit {
-		err = fmt.Errorf("it is larger than %v", limit)
+		err = tooLarge(limit)
 	}
 	if err != nil {
 		return nil, fail("read", name, err)
 	}
 	return data, nil
+}
+
+// tooLarge is the error that a file is larger than it says.
+type tooLarge size.Bytes
+
+func (t tooLarge) Error() string { return fmt.Sprintf("it is larger than %v", size.Bytes(t)) }
+
+// The bounds of what is read of the files that one pattern matches.
+const (
+	maxMatches   = 256
+	matchesLimit = 4 * size.MiB
+)
+
+// match is a file that a pattern matches, and its text, or why that cannot be
+// read.
+type match struct {
+	name, text string
+	err        error
+}
+
+// readMatches yields the files that a pattern of Glob matches, each of at most
+// limit bytes. What leads nowhere is left out. Behind 256 files, or where 4 MiB
+// or one file of the limit have been read, comes an error for the rest.
+func (r *Root) readMatches(pattern string, limit size.Bytes) iter.Seq[match] {
+	return func(yield func(match) bool) {
+		left := max(matchesLimit, limit)
+		for n, name := range r.Glob(pattern) {
+			text, err := r.ReadFile(name, min(limit, left))
+			if n == maxMatches || errors.As(err, new(tooLarge)) && left < limit {
+				yield(match{name: name, err: fmt.Errorf("cannot read %s in the guest and what follows it: %s matches more than %d files or %v", name, pattern, maxMatches, matchesLimit)})
+				return
+			}
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			left -= size.Bytes(len(text))
+			if !yield(match{name, string(text), err}) {
+				return
+			}
+		}
+	}
 }
 
 // openRegular opens a file that is there, once it is known to be a regular
@@ -68,14 +110,50 @@ func (r *Root) WriteFile(name string, data []byte, mode fs.FileMode) error {
 	return fail("write", name, overwrite(f, data))
 }
 
-// overwrite writes before it cuts, so that a full disk is noticed while most of
-// the old content is still there.
-func overwrite(f *os.File, data []byte) error {
-	_, err := f.WriteAt(data, 0)
-	if err == nil {
-		err = f.Truncate(int64(len(data)))
+// rewrite makes data the content of a file that is there and says old. Where
+// that fails it says old again, as far as its file system lets it.
+func (r *Root) rewrite(name string, old, data []byte) error {
+	f, err := r.openRegular(name, unix.O_WRONLY)
+	if err != nil {
+		return fail("write", name, err)
 	}
-	return errors.Join(err, f.Close())
+	err = replace(f, data)
+	if err != nil {
+		// A file system that copies on write may be full now, but not for the
+		// blocks that it has just written; where this ends nothing was.
+		_, _ = f.WriteAt(old, 0)
+		err = errors.Join(err, cut(f, int64(len(old))))
+	}
+	return fail("write", name, errors.Join(err, f.Close()))
+}
+
+func overwrite(f *os.File, data []byte) error { return errors.Join(replace(f, data), f.Close()) }
+
+// replace writes what is longer than the old content first, since that is what a
+// full disk has no room for, and cuts it off again where it fails; the rest goes
+// where there is room, unless the file system copies on write.
+func replace(f *os.File, data []byte) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	common := min(info.Size(), int64(len(data)))
+	if _, err := f.WriteAt(data[common:], common); err != nil {
+		return errors.Join(err, cut(f, info.Size()))
+	}
+	if _, err := f.WriteAt(data[:common], 0); err != nil {
+		return err
+	}
+	return cut(f, int64(len(data)))
+}
+
+// cut gives a file its length, where it has another: even to keep the one it has
+// a full file system may have no room.
+func cut(f *os.File, length int64) error {
+	if info, err := f.Stat(); err == nil && info.Size() == length {
+		return nil
+	}
+	return f.Truncate(length)
 }
 
 func (r *Root) create(name string, data []byte, mode fs.FileMode) error {

@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/x509"
 	"encoding/pem"
 	"fmt"
 	"io/fs"
@@ -16,16 +17,16 @@ import (
 	"strings"
 
 	"golang.org/x/crypto/ssh"
-
-	"ganeti-instance-image/internal/size"
 )
+
+type hostKey struct {
+	name     string
+	generate func() (crypto.Signer, error)
+}
 
 // hostKeys are the kinds of key that OpenSSH makes by default. There is no DSA
 // key: OpenSSH 10 refuses it, and older versions do not miss it.
-var hostKeys = []struct {
-	name     string
-	generate func() (crypto.Signer, error)
-}{
+var hostKeys = []hostKey{
 	{"rsa", func() (crypto.Signer, error) { return rsa.GenerateKey(rand.Reader, 3072) }},
 	{"ecdsa", func() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) }},
 	{"ed25519", func() (crypto.Signer, error) {
@@ -100,30 +101,43 @@ func (k *keyMaker) openSSH() error {
 	if err := k.root.MkdirAll("/etc/ssh", 0o755); err != nil {
 		return err
 	}
+	others := k.root.otherHostKeys() // before what tells their kinds is removed
 	if err := k.remove("/etc/ssh/ssh_host_*"); err != nil {
 		return err
 	}
 	k.mode, k.group = k.root.keyAccess()
 	for _, key := range hostKeys {
-		if err := k.make(key.generate, "/etc/ssh/ssh_host_"+key.name+"_key"); err != nil {
+		if err := k.make(key.generate, defaultHostKey(key.name)); err != nil {
 			return err
 		}
 	}
-	for _, file := range k.root.otherHostKeys() {
-		if err := k.replaceOther(file); err != nil {
+	for _, other := range others {
+		if err := k.replaceOther(other); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+func defaultHostKey(name string) string { return "/etc/ssh/ssh_host_" + name + "_key" }
+
 func (k *keyMaker) remove(pattern string) error {
 	for _, name := range k.root.Glob(pattern) {
-		if err := k.root.Remove(name); err != nil {
+		if err := k.removeFile(name); err != nil {
 			return err
 		}
-		k.changes = append(k.changes, "removed "+name)
 	}
+	return nil
+}
+
+func (k *keyMaker) removeFile(name string) error {
+	if _, err := k.root.Lstat(name); err != nil {
+		return nil
+	}
+	if err := k.root.Remove(name); err != nil {
+		return err
+	}
+	k.changes = append(k.changes, "removed "+printable(name))
 	return nil
 }
 
@@ -133,7 +147,7 @@ func (k *keyMaker) make(generate func() (crypto.Signer, error), file string) err
 	if err != nil {
 		return fmt.Errorf("cannot generate the host key %s: %w", file, err)
 	}
-	block, err := ssh.MarshalPrivateKey(key, k.comment)
+	block, err := k.privateKey(key)
 	if err != nil {
 		return fmt.Errorf("cannot encode the host key %s: %w", file, err)
 	}
@@ -145,7 +159,7 @@ func (k *keyMaker) make(generate func() (crypto.Signer, error), file string) err
 	if err := k.root.WriteFile(file+".pub", []byte(line), 0o644); err != nil {
 		return err
 	}
-	if err := k.root.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+	if err := k.writePrivate(file, pem.EncodeToMemory(block)); err != nil {
 		return err
 	}
 	if k.group != 0 {
@@ -156,8 +170,35 @@ func (k *keyMaker) make(generate func() (crypto.Signer, error), file string) err
 			return err
 		}
 	}
-	k.changes = append(k.changes, "made "+file+" "+ssh.FingerprintSHA256(public))
+	k.changes = append(k.changes, "made "+printable(file)+" "+ssh.FingerprintSHA256(public))
 	return nil
+}
+
+// privateKey encodes a key as the oldest sshd that knows its kind reads it:
+// OpenSSH's own format, which alone has Ed25519, came with that in 6.5.
+func (k *keyMaker) privateKey(key crypto.Signer) (*pem.Block, error) {
+	switch key := key.(type) {
+	case *rsa.PrivateKey:
+		return &pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}, nil // RFC 8017
+	case *ecdsa.PrivateKey:
+		der, err := x509.MarshalECPrivateKey(key) // RFC 5915
+		return &pem.Block{Type: "EC PRIVATE KEY", Bytes: der}, err
+	}
+	return ssh.MarshalPrivateKey(key, k.comment)
+}
+
+// writePrivate writes a private key, which is nobody's but root's also where the
+// file was another's: sshd refuses a key that others may read.
+func (k *keyMaker) writePrivate(file string, data []byte) error {
+	if k.root.isFile(file) {
+		if err := k.root.Chown(file, 0, 0); err != nil {
+			return err
+		}
+		if err := k.root.Chmod(file, 0o600); err != nil {
+			return err
+		}
+	}
+	return k.root.WriteFile(file, data, 0o600)
 }
 
 // sshdConfigs are where HostKey may stand; each sshd reads one of the first two,
@@ -167,23 +208,42 @@ var sshdConfigs = []string{"/etc/ssh/sshd_config", "/usr/etc/ssh/sshd_config", "
 // maxOtherKeys bounds how many keys sshd_config may name.
 const maxOtherKeys = 16
 
-// otherHostKeys are the keys that sshd is told to have elsewhere than it does by
+// otherHostKey is a host key that sshd is told to have elsewhere than it does by
 // default.
-func (r *Root) otherHostKeys() []string {
+type otherHostKey struct {
+	file     string
+	generate func() (crypto.Signer, error) // nil where no key of its kind is made
+}
+
+// otherHostKeys finds those that are there.
+func (r *Root) otherHostKeys() []otherHostKey {
+	var found []otherHostKey
+	for _, name := range r.hostKeyNames() {
+		if _, err := r.Lstat(name); err == nil {
+			found = append(found, otherHostKey{name, r.hostKeyKind(name)})
+		}
+	}
+	return found
+}
+
+// hostKeyNames are the values of HostKey that are not a default.
+func (r *Root) hostKeyNames() []string {
 	var found []string
 	for _, pattern := range sshdConfigs {
-		for _, file := range r.Glob(pattern) {
+		files := r.Glob(pattern)
+		for _, file := range files[:min(len(files), maxSSHDFiles)] {
 			text, err := r.ReadFile(file, releaseLimit)
 			if err != nil {
 				continue
 			}
 			for line := range strings.Lines(string(text)) {
-				fields := strings.Fields(strings.Replace(line, "=", " ", 1))
-				if len(fields) < 2 || !strings.EqualFold(fields[0], "HostKey") {
+				keyword, value := sshdLine(line)
+				words, ok := sshdWords(value)
+				if keyword != "hostkey" || !ok || len(words) == 0 {
 					continue
 				}
-				name := strings.Trim(fields[1], `"`)
-				isDefault := strings.HasPrefix(name, "/etc/ssh/ssh_host_") && !strings.Contains(name, "..")
+				name := path.Clean(words[0])
+				isDefault := slices.ContainsFunc(hostKeys, func(k hostKey) bool { return name == defaultHostKey(k.name) })
 				if path.IsAbs(name) && !isDefault && !slices.Contains(found, name) && len(found) < maxOtherKeys {
 					found = append(found, name)
 				}
@@ -193,31 +253,42 @@ func (r *Root) otherHostKeys() []string {
 	return found
 }
 
-// replaceOther makes a key of the kind that another place had; what that was is
-// told by the public key beside it, or by its name.
-func (k *keyMaker) replaceOther(file string) error {
-	if _, err := k.root.Lstat(file); err != nil {
-		return nil
-	}
-	public, _ := k.root.ReadFile(file+".pub", releaseLimit)
+// hostKeyKind tells what a key is by the public key beside it, or by its name.
+func (r *Root) hostKeyKind(file string) func() (crypto.Signer, error) {
+	public, _ := r.ReadFile(file+".pub", releaseLimit)
 	kind, _, _ := strings.Cut(string(public), " ")
 	if !strings.Contains(kind, "-") {
 		kind = path.Base(file)
 	}
-	if err := k.remove(file + "-cert.pub"); err != nil {
-		return err
-	}
 	for _, key := range hostKeys {
 		if strings.Contains(kind, key.name) {
-			return k.make(key.generate, file)
-		}
-	}
-	for _, name := range []string{file, file + ".pub"} {
-		if err := k.remove(name); err != nil {
-			return err
+			return key.generate
 		}
 	}
 	return nil
+}
+
+// replaceOther makes a key of the kind that another place had, or none.
+func (k *keyMaker) replaceOther(other otherHostKey) error {
+	if err := k.removeFile(other.file + "-cert.pub"); err != nil {
+		return err
+	}
+	if other.generate == nil {
+		if err := k.removeFile(other.file); err != nil {
+			return err
+		}
+		return k.removeFile(other.file + ".pub")
+	}
+	for _, name := range []string{other.file, other.file + ".pub"} {
+		at, err := k.root.resolve(name)
+		if err == nil {
+			_, err = k.root.unshare(at, 0)
+		}
+		if err != nil {
+			return fail("write the host key", name, err)
+		}
+	}
+	return k.make(other.generate, other.file)
 }
 
 // keyAccess returns the mode and group of a private key. Enterprise Linux up to
@@ -244,16 +315,13 @@ func (r *Root) keyAccess() (fs.FileMode, int) {
 
 // group looks a name up in the guest's /etc/group.
 func (r *Root) group(name string) (gid int, ok bool) {
-	text, err := r.ReadFile("/etc/group", size.MiB)
+	group, err := r.readAccounts(groupFile)
 	if err != nil {
 		return 0, false
 	}
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Split(line, ":")
-		if len(fields) >= 3 && fields[0] == name {
-			gid, err := strconv.ParseUint(fields[2], 10, 31)
-			return int(gid), err == nil
-		}
+	fields, ok := group.entry(name)
+	if !ok {
+		return 0, false
 	}
-	return 0, false
+	return accountNumber(fields[2])
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -26,7 +25,9 @@ func TestReplaceHostKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := strings.Join(changes, "\n")
-	for _, kind := range []struct{ name, bits, printed string }{{"rsa", "3072", "RSA"}, {"ecdsa", "256", "ECDSA"}, {"ed25519", "256", "ED25519"}} {
+	for _, kind := range []struct{ name, bits, printed, format string }{
+		{"rsa", "3072", "RSA", "RSA PRIVATE KEY"}, {"ecdsa", "256", "ECDSA", "EC PRIVATE KEY"}, {"ed25519", "256", "ED25519", "OPENSSH PRIVATE KEY"},
+	} {
 		file := dir + "/etc/ssh/ssh_host_" + kind.name + "_key"
 		said := keygen(t, "-lf", file)
 		fields := strings.Fields(said)
@@ -36,8 +37,12 @@ func TestReplaceHostKeys(t *testing.T) {
 		if !strings.Contains(all, fields[1]) {
 			t.Errorf("%s is not in the report:\n%s", fields[1], all)
 		}
-		if public := keygen(t, "-y", "-f", file); public != content(t, file+".pub") {
-			t.Errorf("ssh-keygen -y: %s, the file beside it: %s", public, content(t, file+".pub"))
+		public := strings.Fields(keygen(t, "-y", "-f", file))
+		if beside := strings.Fields(content(t, file+".pub")); !slices.Equal(public[:2], beside[:2]) {
+			t.Errorf("ssh-keygen -y: %s, the file beside it: %s", public, beside)
+		}
+		if got := content(t, file); !strings.HasPrefix(got, "-----BEGIN "+kind.format+"-----\n") {
+			t.Errorf("%s begins with %.40q", file, got)
 		}
 		if private, err := root.Lstat("/etc/ssh/ssh_host_" + kind.name + "_key"); err != nil || private.Mode != 0o600 || private.UID != 0 || private.GID != 0 {
 			t.Errorf("%s: %+v, %v", kind.name, private, err)
@@ -109,19 +114,74 @@ func TestHostKeysElsewhere(t *testing.T) {
 	if _, err := root.ReplaceHostKeys("web"); err != nil {
 		t.Fatal(err)
 	}
-	for file, kind := range map[string]string{"srv/keys/ed25519": "ED25519", "srv/keys/one": "RSA", "srv/target": "ECDSA"} {
-		if err := os.Chmod(dir+"/"+file, 0o600); err != nil {
-			t.Error(err)
-		}
-		if said := keygen(t, "-lf", dir+"/"+file); !strings.HasSuffix(said, " root@web ("+kind+")\n") {
+	for file, kind := range map[string]string{"srv/keys/ed25519": "ED25519", "srv/keys/one": "RSA", "srv/keys/link_ecdsa": "ECDSA"} {
+		if said := keygen(t, "-lf", dir+"/"+file+".pub"); !strings.HasSuffix(said, " root@web ("+kind+")\n") {
 			t.Errorf("%s: %s", file, said)
 		}
+	}
+	for _, file := range []string{"/srv/keys/ed25519", "/srv/keys/one", "/srv/target"} {
+		keygen(t, "-y", "-f", dir+file) // which wants a file that nobody else may read
+		stillRoots(t, root, dir, file, "", 0o600)
 	}
 	for _, gone := range []string{"/srv/keys/dsa", "/srv/keys/dsa.pub", "/srv/keys/ed25519-cert.pub", "/etc/ssh/ssh_host_rsa_key-cert.pub", "/srv/keys/missing_rsa", "/relative", "/etc/no"} {
 		if root.Exists(gone) {
 			t.Errorf("%s is there", gone)
 		}
 	}
+}
+
+// A key that is not one of the three defaults is replaced in its place, also
+// where its name begins as theirs do and it is removed with them.
+func TestHostKeysBesideTheDefaults(t *testing.T) {
+	need.Root(t)
+	need.Tools(t, "ssh-keygen")
+	root, dir := guestOf(t, map[string]string{
+		"usr/sbin/sshd":                             "",
+		"etc/ssh/sshd_config":                       "HostKey /etc/ssh/ssh_host_ed25519_site_key\nHostKey \"/etc/ssh/ssh_host_site_key\"\nHostKey /etc/ssh/ssh_host_dsa_key\nHostKey /etc/ssh/ssh_host_rsa_gone_key\nHostKey /etc/s*\n",
+		"etc/ssh/ssh_host_ed25519_site_key":         "old",
+		"etc/ssh/ssh_host_ed25519_key":              "old",
+		"etc/ssh/ssh_host_site_key":                 "old",
+		"etc/ssh/ssh_host_site_key.pub":             "ecdsa-sha2-nistp256 AAAA x\n",
+		"etc/ssh/ssh_host_dsa_key":                  "old",
+		"etc/ssh/ssh_host_ed25519_key\nhidden line": "old",
+	})
+	changes, err := root.ReplaceHostKeys("web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, kind := range map[string]string{"ssh_host_ed25519_site_key": "ED25519", "ssh_host_site_key": "ECDSA", "ssh_host_ed25519_key": "ED25519"} {
+		if said := keygen(t, "-lf", dir+"/etc/ssh/"+file); !strings.HasSuffix(said, "("+kind+")\n") {
+			t.Errorf("%s: %s", file, said)
+		}
+	}
+	if root.Exists("/etc/ssh/ssh_host_dsa_key") || root.Exists("/etc/ssh/ssh_host_rsa_gone_key") || !root.Exists("/etc/ssh/sshd_config") {
+		t.Error(listing(t, dir+"/etc"))
+	}
+	if strings.Contains(strings.Join(changes, ""), "\n") {
+		t.Errorf("%q", changes)
+	}
+}
+
+func TestHostKeyThroughAUsersLink(t *testing.T) {
+	need.Root(t)
+	files := map[string]string{"usr/sbin/sshd": "", "etc/ssh/sshd_config": "HostKey /home/u/key_ed25519\n", "home/u/key_ed25519": "-> /etc/passwd", "etc/passwd": debianPasswd}
+	root, dir := guestOf(t, files)
+	owned(t, dir, 1000, "/home/u", "/home/u/key_ed25519")
+	_, err := root.ReplaceHostKeys("web")
+	if err == nil || !strings.Contains(err.Error(), "/home/u/key_ed25519 is a link in a directory that others than root may write to") {
+		t.Errorf("got %v", err)
+	}
+	stillRoots(t, root, dir, "/etc/passwd", debianPasswd, 0o644)
+	delete(files, "home/u/key_ed25519")
+	files["home/u/x"] = ""
+	root, dir = guestOf(t, files)
+	owned(t, dir, 1000, "/home/u")
+	linked(t, dir, "/etc/passwd", "/home/u/key_ed25519")
+	if _, err := root.ReplaceHostKeys("web"); err != nil {
+		t.Error(err)
+	}
+	stillRoots(t, root, dir, "/etc/passwd", debianPasswd, 0o644)
+	stillRoots(t, root, dir, "/home/u/key_ed25519", "", 0o600)
 }
 
 func TestHostKeyTraps(t *testing.T) {

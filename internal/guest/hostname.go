@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -93,10 +94,16 @@ func (r *Root) ownNames() []string {
 
 // put writes a file unless it says so already.
 func (h *naming) put(file, text string) error {
-	if old, err := h.root.ReadFile(file, hostsLimit); err == nil && string(old) == text {
+	old, err := h.root.ReadFile(file, hostsLimit)
+	switch {
+	case err == nil && string(old) == text:
 		return nil
+	case err == nil:
+		err = h.root.rewrite(file, old, []byte(text))
+	default:
+		err = h.root.WriteFile(file, []byte(text), 0o644)
 	}
-	if err := h.root.WriteFile(file, []byte(text), 0o644); err != nil {
+	if err != nil {
 		return err
 	}
 	h.changes = append(h.changes, file+" says "+h.fqdn)
@@ -173,27 +180,29 @@ func (h *naming) assign(file, text, name, value string, add bool) error {
 	return h.put(file, out.String())
 }
 
+// sentNames are the variables of Red Hat's interface files that have a name.
+var sentNames = []string{"HOSTNAME", "DHCP_HOSTNAME", "DHCP_FQDN"}
+
 // interfaces takes the old name out of Red Hat's interface files, which set it
 // when an interface comes up, or send it to the DHCP server.
 func (h *naming) interfaces() error {
-	for _, file := range h.root.Glob(sysconfigNetwork + "-scripts/ifcfg-*") {
-		text, err := h.root.ReadFile(file, releaseLimit)
-		if err != nil {
+	for file := range h.root.readMatches(sysconfigNetwork+"-scripts/ifcfg-*", releaseLimit) {
+		if file.err != nil {
 			continue
 		}
 		var out strings.Builder
-		for line := range strings.Lines(string(text)) {
-			if name, _, _ := strings.Cut(strings.TrimSpace(line), "="); name != "HOSTNAME" && name != "DHCP_HOSTNAME" {
+		for line := range strings.Lines(file.text) {
+			if name, _, _ := strings.Cut(strings.TrimSpace(line), "="); !slices.Contains(sentNames, name) {
 				out.WriteString(line)
 			}
 		}
-		if out.Len() == len(text) {
+		if out.Len() == len(file.text) {
 			continue
 		}
-		if err := h.root.WriteFile(file, []byte(out.String()), 0o644); err != nil {
+		if err := h.root.rewrite(file.name, []byte(file.text), []byte(out.String())); err != nil {
 			return err
 		}
-		h.changes = append(h.changes, file+" says no name any more")
+		h.changes = append(h.changes, file.name+" says no name any more")
 	}
 	return nil
 }
@@ -209,8 +218,12 @@ func (h *naming) mailname() error {
 const hostsLimit = 8 * size.MiB
 
 // maxHostsLine is more than a line about one host has, in bytes; a longer one is
-// left alone.
-const maxHostsLine = 4096
+// left alone. maxOwnLines is more than a guest has lines about itself; those
+// behind are left.
+const (
+	maxHostsLine = 4096
+	maxOwnLines  = 1024
+)
 
 // noHosts is what a guest without /etc/hosts needs of it.
 const noHosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
@@ -227,41 +240,75 @@ func (h *naming) hosts() error {
 }
 
 // editHosts replaces the old names, name by name, and the address they were at,
-// and adds a line where none has the new name.
+// and adds a line where none has the new name in both forms.
 func (h *naming) editHosts(text string) string {
-	var lines []string
+	var out strings.Builder
+	out.Grow(len(text))
 	own := map[string]bool{}
 	has, loopback := false, 0
 	for line := range strings.Lines(text) {
-		if len(line) > maxHostsLine {
-			lines = append(lines, line)
-			continue
-		}
-		pieces := splitFields(line)
-		if isHostsLine(pieces) && h.isOwn(pieces) {
-			line = h.editHostsLine(pieces)
-			has = has || slices.Contains(strings.Fields(line), h.fqdn)
+		if isHostsLine(line) && len(own) < maxOwnLines && h.isOwn(line) {
+			line = h.editHostsLine(splitFields(line))
+			has = has || h.hasBoth(line)
 			if own[line] {
 				continue
 			}
 			own[line] = true
 		}
-		lines = append(lines, line)
-		if len(pieces) > 1 && strings.HasPrefix(pieces[1], "127.") {
-			loopback = len(lines)
+		out.WriteString(line)
+		if strings.HasPrefix(strings.TrimLeft(line, blanks), "127.") && len(line) <= maxHostsLine {
+			loopback = out.Len()
 		}
 	}
-	if !has {
-		if loopback > 0 && !strings.HasSuffix(lines[loopback-1], "\n") {
-			lines[loopback-1] += "\n"
-		}
-		lines = slices.Insert(lines, loopback, h.address().String()+"\t"+strings.Join(h.names(), " ")+"\n")
+	if has {
+		return out.String()
 	}
-	return strings.Join(lines, "")
+	before, behind := out.String()[:loopback], out.String()[loopback:]
+	return withNewline(before) + h.address().String() + "\t" + strings.Join(h.names(), " ") + "\n" + behind
 }
 
-func isHostsLine(pieces []string) bool {
-	return len(pieces) > 3 && !strings.HasPrefix(pieces[1], "#")
+// blanks separate the fields of hosts(5).
+const blanks = " \t\r\n"
+
+// isHostsLine tells whether a line of hosts(5) has an address and a name.
+func isHostsLine(line string) bool {
+	if len(line) > maxHostsLine {
+		return false
+	}
+	for range hostNames(line) {
+		return true
+	}
+	return false
+}
+
+// hostNames yields the names of a line of hosts(5).
+func hostNames(line string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		n := 0
+		for field := range strings.FieldsFuncSeq(line, isBlank) {
+			if field[0] == '#' || n > 0 && !yield(field) {
+				return
+			}
+			n++
+		}
+	}
+}
+
+func isBlank(c rune) bool { return strings.ContainsRune(blanks, c) }
+
+// hostAddress is the first field of a line of hosts(5).
+func hostAddress(line string) string {
+	line = strings.TrimLeft(line, blanks)
+	if i := strings.IndexAny(line, blanks); i >= 0 {
+		return line[:i]
+	}
+	return line
+}
+
+// hasBoth tells whether a line has the whole new name and its first label.
+func (h *naming) hasBoth(line string) bool {
+	names := slices.Collect(hostNames(line))
+	return slices.Contains(names, h.fqdn) && slices.Contains(names, h.short)
 }
 
 func (h *naming) names() []string {
@@ -282,12 +329,12 @@ func (h *naming) address() netip.Addr {
 }
 
 // isOwn tells whether a line of hosts(5) is about the guest itself.
-func (h *naming) isOwn(pieces []string) bool {
-	if pieces[1] == debianAddress.String() {
+func (h *naming) isOwn(line string) bool {
+	if hostAddress(line) == debianAddress.String() {
 		return true
 	}
-	for i := 3; i < len(pieces) && !strings.HasPrefix(pieces[i], "#"); i += 2 {
-		if slices.Contains(h.old, pieces[i]) || pieces[i] == h.fqdn {
+	for name := range hostNames(line) {
+		if name = strings.TrimSuffix(name, "."); slices.Contains(h.old, name) || name == h.fqdn {
 			return true
 		}
 	}
@@ -296,30 +343,45 @@ func (h *naming) isOwn(pieces []string) bool {
 
 // editHostsLine replaces the old names in a line. Unless it is localhost's, its
 // address is the guest's own, and the whole name is there and first, as it must
-// be to be found from the address.
+// be to be found from the address. Behind the whole name comes its first label.
 func (h *naming) editHostsLine(pieces []string) string {
 	addr, err := netip.ParseAddr(pieces[1])
-	first := ""
-	if isLocal := err == nil && addr.IsLoopback() && addr != debianAddress; !isLocal {
+	isLocal := err == nil && addr.IsLoopback() && addr != debianAddress
+	if !isLocal {
 		pieces[1] = h.address().String()
-		first = pieces[2] + h.fqdn
 	}
-	out := pieces[0] + pieces[1] + first
-	seen := map[string]bool{h.fqdn: first != ""}
-	i := 3
-	for ; i < len(pieces) && !strings.HasPrefix(pieces[i], "#"); i += 2 {
-		name := h.newName(pieces[i])
+	var names, separators []string
+	seen := map[string]bool{}
+	add := func(separator, name string) {
 		if !seen[name] {
-			out += pieces[i-1] + name
+			names, separators = append(names, name), append(separators, separator)
 		}
 		seen[name] = true
 	}
-	return out + strings.Join(pieces[i-1:], "")
+	if !isLocal {
+		add(pieces[2], h.fqdn)
+	}
+	i := 3
+	for ; i < len(pieces) && !strings.HasPrefix(pieces[i], "#"); i += 2 {
+		add(pieces[i-1], h.newName(pieces[i]))
+	}
+	if at := slices.Index(names, h.fqdn); at >= 0 && !seen[h.short] {
+		names, separators = slices.Insert(names, at+1, h.short), slices.Insert(separators, at+1, " ")
+	}
+	var out strings.Builder
+	out.WriteString(pieces[0] + pieces[1])
+	for n, name := range names {
+		out.WriteString(separators[n] + name)
+	}
+	return out.String() + strings.Join(pieces[i-1:], "")
 }
 
 // newName is what a name in a line about the guest is to be.
 func (h *naming) newName(name string) string {
-	switch label, _, isLong := strings.Cut(name, "."); {
+	bare := strings.TrimSuffix(name, ".")
+	switch label, _, isLong := strings.Cut(bare, "."); {
+	case bare == h.fqdn:
+		return bare
 	case !slices.Contains(h.old, label):
 		return name
 	case isLong:

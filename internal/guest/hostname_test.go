@@ -1,11 +1,16 @@
 package guest
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
+
+	"ganeti-instance-image/internal/size"
 )
 
 func TestSetHostname(t *testing.T) {
@@ -40,7 +45,15 @@ func TestSetHostname(t *testing.T) {
 		{"short alone", "web.example.org", netip.Addr{}, map[string]string{"etc/hostname": "old\n", "etc/hosts": "127.0.0.1 localhost old\n"},
 			map[string]string{"etc/hosts": "127.0.0.1 localhost web\n127.0.1.1\tweb.example.org web\n"}},
 		{"a stale 127.0.1.1", "web.example.org", netip.Addr{}, map[string]string{"etc/hostname": "localhost\n", "etc/hosts": "127.0.1.1 installer # was\n"},
-			map[string]string{"etc/hosts": "127.0.1.1 web.example.org installer # was\n"}},
+			map[string]string{"etc/hosts": "127.0.1.1 web.example.org web installer # was\n"}},
+		{"a stale 127.0.1.1, static", "web.example.org", static, map[string]string{"etc/hostname": "localhost\n", "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 debian\n"},
+			map[string]string{"etc/hosts": "127.0.0.1 localhost\n192.0.2.10 web.example.org web debian\n"}},
+		{"the whole name alone", "web.example.org", static, map[string]string{"etc/hostname": "old\n", "etc/hosts": "127.0.0.1 localhost web.example.org x\n"},
+			map[string]string{"etc/hosts": "127.0.0.1 localhost web.example.org web x\n"}},
+		{"a dot behind it", "web.example.org", static, map[string]string{"etc/hostname": "old.example.net\n", "etc/hosts": "192.0.2.7 old.example.net. old\n"},
+			map[string]string{"etc/hosts": "192.0.2.10 web.example.org web\n"}},
+		{"names in interface files", "web", netip.Addr{}, map[string]string{"etc/sysconfig/network-scripts/ifcfg-a": "A=1\nDHCP_FQDN=old.example.org\n", "etc/hosts": "127.0.0.1 web\n"},
+			map[string]string{"etc/sysconfig/network-scripts/ifcfg-a": "A=1\n"}},
 		{"a link away", "web.example.org", netip.Addr{}, map[string]string{"etc/hostname": "-> ../../../../x", "etc/hosts": ""},
 			map[string]string{"x": "web\n", "etc/hosts": "127.0.1.1\tweb.example.org web\n"}},
 	}
@@ -65,6 +78,42 @@ func TestSetHostname(t *testing.T) {
 			t.Errorf("%q is taken", name)
 		}
 	}
+}
+
+// A large file takes neither much memory nor much time, whatever is in it.
+func TestLargeHosts(t *testing.T) {
+	const large = 2 * size.MiB
+	for _, piece := range []string{"\n", "0 a\n", "0 old\n"} {
+		text := strings.Repeat(piece, int(large)/len(piece))
+		h := &naming{fqdn: "web.example.org", short: "web", old: []string{"old.example.net", "old"}}
+		r := &renaming{old: "old.example.net", oldShort: "old", new: "web.example.org", newShort: "web"}
+		for what, edit := range map[string]func(string) string{"naming": h.editHosts, "renaming": r.hosts} {
+			start := time.Now()
+			if got := allocated(func() { edit(text) }); got > 8*large && piece != "0 old\n" {
+				t.Errorf("%s: %q takes %v", what, piece, got)
+			}
+			if took := time.Since(start); took > 4*time.Second {
+				t.Errorf("%s: %q takes %v", what, piece, took)
+			}
+		}
+	}
+	var text strings.Builder
+	for n := range 100000 {
+		fmt.Fprintf(&text, "10.0.0.1 old a%d\n", n)
+	}
+	h := &naming{fqdn: "web.example.org", short: "web", old: []string{"old.example.net", "old"}}
+	if got := allocated(func() { h.editHosts(text.String()) }); got > 8*large {
+		t.Errorf("many lines about the guest take %v", got)
+	}
+}
+
+// allocated is how much memory a step takes, whether or not it is given back.
+func allocated(step func()) size.Bytes {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	step()
+	runtime.ReadMemStats(&after)
+	return size.Bytes(after.TotalAlloc - before.TotalAlloc)
 }
 
 func FuzzHosts(f *testing.F) {

@@ -18,10 +18,12 @@ type File struct {
 
 // PutFile makes a file of the guest what f says. Directories that are missing
 // are made, root's and of mode 0755. One that is there is rewritten in place, so
-// that its SELinux label stays; a link is followed within the guest. Anything
-// but a regular file in its place is an error, and so is a name of an owner or a
-// group that the guest does not have. The line that is returned says what was
-// written, without the contents.
+// that its SELinux label stays, unless it has other names and its new owner or
+// that of its directory is not root: then it is made anew. A link is followed
+// within the guest, but one that others than root may have made is an error.
+// Anything but a regular file in its place is an error too, and so is a name of
+// an owner or a group that the guest does not have. The line that is returned
+// says what was written, without the contents.
 func (r *Root) PutFile(f File) (string, error) {
 	line, err := r.putFile(f)
 	if err != nil {
@@ -38,23 +40,42 @@ func (r *Root) putFile(f File) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := r.MkdirAll(path.Dir(f.Path), 0o755); err != nil {
+	file, err := r.placeFile(f.Path, uid)
+	if err != nil {
 		return "", err
 	}
 	// What is secret is nobody else's to read, from its first byte on.
-	if r.isFile(f.Path) {
-		if err := r.Chmod(f.Path, 0o600); err != nil {
+	if r.isFile(file) {
+		if err := r.Chmod(file, 0o600); err != nil {
 			return "", err
 		}
 	}
-	if err := r.WriteFile(f.Path, f.Contents, 0o600); err != nil {
+	if err := r.WriteFile(file, f.Contents, 0o600); err != nil {
 		return "", err
 	}
-	if err := r.Chown(f.Path, uid, gid); err != nil {
+	if err := r.Chown(file, uid, gid); err != nil {
 		return "", err
 	}
 	line := fmt.Sprintf("wrote %s, %d bytes, mode %04o, owner %d, group %d", printable(f.Path), len(f.Contents), f.Mode.Perm(), uid, gid)
-	return line, r.Chmod(f.Path, f.Mode.Perm())
+	return line, r.Chmod(file, f.Mode.Perm())
+}
+
+// placeFile makes the directories of a file that is to be the owner's, and
+// returns its path without links.
+func (r *Root) placeFile(name string, owner int) (string, error) {
+	dir, err := r.resolve(path.Dir(name))
+	if err != nil {
+		return "", fail("write", name, err)
+	}
+	if err := r.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	file, err := r.resolve(name)
+	if err != nil {
+		return "", fail("write", name, err)
+	}
+	_, err = r.unshare(file, owner)
+	return file, err
 }
 
 // owners finds the numbers of an owner and a group. A number is one even where

@@ -31,7 +31,10 @@ import (
 const (
 	maxLinks   = 40      // links followed by hand, as many as the kernel follows
 	maxDepth   = 256     // directories below each other
-	maxNames   = 1 << 16 // names in a directory that is listed
+	maxNames   = 1 << 16 // names in a directory that is listed, and in all that a pattern has listed
+	maxListed  = 1 << 10 // directories that a pattern has listed
+	maxParts   = 16      // components of a pattern
+	maxPaths   = 8 << 20 // bytes of the paths that a pattern matches, at each of its components
 	maxRemoved = 1 << 20 // files one RemoveAll may remove
 )
 
@@ -208,7 +211,9 @@ func (r *Root) OpenDir(name string) (*os.File, error) {
 
 // ReadDir returns the names in a directory, sorted. One with more than 65536
 // of them is an error.
-func (r *Root) ReadDir(name string) ([]string, error) {
+func (r *Root) ReadDir(name string) ([]string, error) { return r.readDir(name, maxNames) }
+
+func (r *Root) readDir(name string, limit int) ([]string, error) {
 	fd, err := r.open(name, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, fail("list", name, err)
@@ -216,12 +221,12 @@ func (r *Root) ReadDir(name string) ([]string, error) {
 	dir := os.NewFile(uintptr(fd), name)
 	defer dir.Close()
 	// Only names: more would make package os look at paths of the node.
-	names, err := dir.Readdirnames(maxNames + 1)
+	names, err := dir.Readdirnames(limit + 1)
 	if errors.Is(err, io.EOF) {
 		err = nil // it is empty
 	}
-	if err == nil && len(names) > maxNames {
-		err = fmt.Errorf("it holds more than %d files", maxNames)
+	if err == nil && len(names) > limit {
+		err = tooMany(limit)
 	}
 	if err != nil {
 		return nil, fail("list", name, err)
@@ -230,16 +235,27 @@ func (r *Root) ReadDir(name string) ([]string, error) {
 	return names, nil
 }
 
+// tooMany is the error for a directory that holds more files than it says.
+type tooMany int
+
+func (t tooMany) Error() string { return fmt.Sprintf("it holds more than %d files", int(t)) }
+
 // Glob returns the paths that match a pattern of path.Match component by
 // component, sorted. What cannot be listed matches nothing.
+//
+// A pattern may come from the guest, as may the directories: it has 16
+// components at most, each no longer than a file's name can be, or it matches
+// nothing. One call lists no more than 1024 directories with 65536 names
+// altogether; what is beyond them is not found.
 func (r *Root) Glob(pattern string) []string {
+	parts := strings.Split(strings.Trim(pattern, "/"), "/")
+	if len(parts) > maxParts || slices.ContainsFunc(parts, func(part string) bool { return len(part) > unix.NAME_MAX }) {
+		return nil
+	}
+	g := &globbing{root: r, dirs: maxListed, names: maxNames}
 	found := []string{""}
-	for part := range strings.SplitSeq(strings.Trim(pattern, "/"), "/") {
-		var next []string
-		for _, dir := range found {
-			next = append(next, r.match(dir, part)...)
-		}
-		found = next[:min(len(next), maxNames)]
+	for _, part := range parts {
+		found = g.below(found, part)
 	}
 	return slices.DeleteFunc(found, func(name string) bool {
 		_, err := r.Lstat(name)
@@ -247,21 +263,47 @@ func (r *Root) Glob(pattern string) []string {
 	})
 }
 
-func (r *Root) match(dir, pattern string) []string {
-	if !strings.ContainsAny(pattern, `*?[\`) {
-		return []string{dir + "/" + pattern}
-	}
-	names, err := r.ReadDir(dir + "/")
-	if err != nil {
-		return nil
-	}
+// globbing is what one pattern may still list.
+type globbing struct {
+	root        *Root
+	dirs, names int
+}
+
+// below returns what matches a component in each of the directories.
+func (g *globbing) below(dirs []string, pattern string) []string {
 	var found []string
-	for _, name := range names {
-		if ok, err := path.Match(pattern, name); ok && err == nil {
+	length := 0
+	for _, dir := range dirs {
+		for _, name := range g.match(dir, pattern) {
+			if length += len(dir) + 1 + len(name); length > maxPaths {
+				return found
+			}
 			found = append(found, dir+"/"+name)
 		}
 	}
 	return found
+}
+
+// match returns the names in a directory that match a component.
+func (g *globbing) match(dir, pattern string) []string {
+	if !strings.ContainsAny(pattern, `*?[\`) {
+		return []string{pattern}
+	}
+	if g.dirs--; g.dirs < 0 || g.names == 0 {
+		return nil
+	}
+	names, err := g.root.readDir(dir+"/", g.names)
+	if errors.As(err, new(tooMany)) {
+		g.names = 0 // they have been read all the same
+	}
+	if err != nil {
+		return nil
+	}
+	g.names -= len(names)
+	return slices.DeleteFunc(names, func(name string) bool {
+		ok, err := path.Match(pattern, name)
+		return !ok || err != nil
+	})
 }
 
 // fail gives an error its sentence, and a hint where the errno alone would not
@@ -328,8 +370,13 @@ func permBits(mode fs.FileMode) uint32 {
 func notA(wanted string, mode fs.FileMode) error {
 	for _, k := range kinds {
 		if mode.Type() == k.mode {
-			return fmt.Errorf("it is a %s, not a %s", k.name, wanted)
+			return kindError("it is a " + k.name + ", not a " + wanted)
 		}
 	}
-	return fmt.Errorf("it is not a %s", wanted)
+	return kindError("it is not a " + wanted)
 }
+
+// kindError is the error that a file is of another kind than was looked for.
+type kindError string
+
+func (e kindError) Error() string { return string(e) }

@@ -1,7 +1,9 @@
 package guest
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,6 +14,7 @@ import (
 
 	"ganeti-instance-image/internal/need"
 	"ganeti-instance-image/internal/run"
+	"ganeti-instance-image/internal/size"
 )
 
 // tree makes a guest of a table: "dir/" is a directory, "name -> target" a
@@ -345,4 +348,135 @@ func FuzzPaths(f *testing.F) {
 			t.Fatalf("%q, %q left the guest: %v, %v", name, target, entries, err)
 		}
 	})
+}
+
+// What one pattern has listed has a bound, whoever wrote the pattern and
+// whatever is in the guest.
+func TestGlobIsBounded(t *testing.T) {
+	root, dir := tree(t, "a/", "b/")
+	for n := range 1500 {
+		if err := os.Symlink("/a", fmt.Sprintf("%s/a/%0150d", dir, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range 5000 {
+		if err := os.WriteFile(fmt.Sprintf("%s/b/%d", dir, n), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range 100 {
+		if err := os.Symlink("/b", fmt.Sprintf("%s/c%d", dir, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		pattern    string
+		least      int
+		mayTake    size.Bytes
+		mayBeFound int
+	}{
+		{"/a/*/*", 1500, 64 * size.MiB, 65536},
+		{"/a/*/*/*/*/*/*", 0, 64 * size.MiB, 65536},
+		{"/c*/*", 60000, 64 * size.MiB, 65536},
+		{"/c*/x*", 0, 16 * size.MiB, 0},
+		{"/a/*/nothing", 0, 16 * size.MiB, 0},
+		{"/a" + strings.Repeat("/*0", 15), 0, 64 * size.MiB, 65536},
+		{"/a" + strings.Repeat("/*0", 16), 0, size.MiB, 0},
+		{"/a/" + strings.Repeat("*", 256), 0, size.MiB, 0},
+		{"/a/../a/*1000", 1, 4 * size.MiB, 1},
+	} {
+		var got []string
+		took := allocated(func() { got = root.Glob(c.pattern) })
+		if took > c.mayTake || len(got) < c.least || len(got) > c.mayBeFound {
+			t.Errorf("%.40s: %d files, for %v", c.pattern, len(got), took)
+		}
+	}
+}
+
+// full is a file system of a MiB in memory that has room for so many pages.
+func full(t *testing.T, pages int, files map[string]string) (*Root, string) {
+	t.Helper()
+	need.Root(t)
+	need.Tools(t, "mount", "umount")
+	dir := t.TempDir()
+	must := func(argv ...string) {
+		t.Helper()
+		if _, err := (run.Cmd{What: "prepare the guest", Argv: argv}).Run(context.Background()); err != nil {
+			need.That(t, false, err.Error())
+		}
+	}
+	must("mount", "-t", "tmpfs", "-o", "size=1M", "none", dir)
+	t.Cleanup(func() { must("umount", dir) })
+	for name, text := range files {
+		err := errors.Join(os.MkdirAll(filepath.Dir(dir+name), 0o755), os.WriteFile(dir+name, nil, 0o644), os.Truncate(dir+name, int64(len(text))))
+		f, ferr := os.OpenFile(dir+name, os.O_WRONLY, 0)
+		if err = errors.Join(err, ferr); err != nil {
+			t.Fatal(err)
+		}
+		holes := len(text) - len(strings.TrimLeft(text, "\x00"))
+		_, err = f.WriteAt([]byte(text[holes:]), int64(holes))
+		if err = errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	page := make([]byte, os.Getpagesize())
+	f, err := os.Create(dir + "/fill")
+	for err == nil {
+		_, err = f.Write(page)
+	}
+	info, err := f.Stat()
+	if err = errors.Join(err, f.Truncate(info.Size()/int64(len(page))*int64(len(page))-int64(pages*len(page))), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	root, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { root.Close() })
+	return root, dir
+}
+
+// Where the disk is full a file stays as it was.
+func TestWriteFileOnAFullDisk(t *testing.T) {
+	page := os.Getpagesize()
+	cases := []struct {
+		name, old, data string
+		pages           int
+	}{
+		{"no room for the end", strings.Repeat("old ", page/2-1), strings.Repeat("new!", page/2+10), 0},
+		{"room for a part of the end", strings.Repeat("old ", page/2-1), strings.Repeat("new!", page*2), 1},
+		{"no room for the start", strings.Repeat("\x00", 4*page) + "old", strings.Repeat("new!", page), 0},
+		{"room for a part of the start", strings.Repeat("\x00", 4*page) + "old", strings.Repeat("new!", page), 2},
+		{"room for the end only", strings.Repeat("\x00", 4*page-5) + "old", strings.Repeat("new!", 2*page), 4},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			root, dir := full(t, c.pages, map[string]string{"/file": c.old})
+			err := root.rewrite("/file", []byte(c.old), []byte(c.data))
+			if got := content(t, dir+"/file"); !errors.Is(err, unix.ENOSPC) || got != c.old {
+				t.Errorf("%v: %d bytes became %d, alike up to %d", err, len(c.old), len(got), alike(got, c.old))
+			}
+		})
+	}
+	old := "127.0.1.1 web.example.org web\n" + strings.Repeat("#", 2*page-40)
+	root, dir := full(t, 0, map[string]string{"/etc/hosts": old})
+	if _, err := root.RenameHost("web.example.org", "a-longer-name.example.org", RenameOptions{}); !errors.Is(err, unix.ENOSPC) || content(t, dir+"/etc/hosts") != old {
+		t.Errorf("%v: /etc/hosts begins %.60q", err, content(t, dir+"/etc/hosts"))
+	}
+	if err := root.WriteFile("/etc/hosts", []byte(strings.Repeat("x", 3*page)), 0o644); !errors.Is(err, unix.ENOSPC) || content(t, dir+"/etc/hosts") != old {
+		t.Errorf("%v: /etc/hosts begins %.60q", err, content(t, dir+"/etc/hosts"))
+	}
+	for _, data := range []string{"short", strings.Repeat("y", 2*page)} {
+		if err := root.WriteFile("/etc/hosts", []byte(data), 0o644); err != nil || content(t, dir+"/etc/hosts") != data {
+			t.Errorf("what has room: %v", err)
+		}
+	}
+}
+
+func alike(a, b string) int {
+	n := 0
+	for n < len(a) && n < len(b) && a[n] == b[n] {
+		n++
+	}
+	return n
 }

@@ -9,14 +9,15 @@ import (
 type sshdConfig map[string]string
 
 const (
-	maxSSHDFiles = 64 // that are read, with those that others include
-	maxSSHDDepth = 16 // of Include, as in sshd
+	maxSSHDFiles    = 64  // that are read, with those that others include
+	maxSSHDIncludes = 256 // patterns that are looked for
+	maxSSHDDepth    = 16  // of Include, as in sshd
 )
 
 // sshdConfig reads the guest's, as far as it can be read: the first value of a
 // keyword counts, and what stands below a Match for some users is left out.
 func (r *Root) sshdConfig() sshdConfig {
-	c := &sshdReader{root: r, said: sshdConfig{}, left: maxSSHDFiles}
+	c := &sshdReader{root: r, said: sshdConfig{}, left: maxSSHDFiles, includes: maxSSHDIncludes}
 	for _, file := range []string{"/etc/ssh/sshd_config", "/usr/etc/ssh/sshd_config"} {
 		if r.isFile(file) {
 			c.read(file, maxSSHDDepth)
@@ -27,9 +28,9 @@ func (r *Root) sshdConfig() sshdConfig {
 }
 
 type sshdReader struct {
-	root *Root
-	said sshdConfig
-	left int
+	root           *Root
+	said           sshdConfig
+	left, includes int
 }
 
 func (c *sshdReader) read(file string, depth int) {
@@ -58,8 +59,11 @@ func (c *sshdReader) read(file string, depth int) {
 }
 
 func (c *sshdReader) include(patterns string, depth int) {
-	for _, pattern := range strings.Fields(patterns) {
-		pattern = strings.Trim(pattern, `"`)
+	words, _ := sshdWords(patterns)
+	for _, pattern := range words {
+		if c.includes--; c.includes < 0 {
+			return
+		}
 		if !path.IsAbs(pattern) {
 			pattern = "/etc/ssh/" + pattern
 		}
@@ -85,6 +89,33 @@ func sshdLine(line string) (keyword, value string) {
 	value = strings.TrimLeft(line[end:], " \t")
 	value = strings.TrimSpace(strings.TrimPrefix(value, "="))
 	return strings.ToLower(line[:end]), value
+}
+
+// sshdWords cuts a value into words, of which one in quotes may have blanks. It
+// is not ok where a quote has no end.
+func sshdWords(value string) (words []string, ok bool) {
+	var word []byte
+	var quote byte
+	inWord := false
+	for i := range len(value) {
+		switch c := value[i]; {
+		case quote != 0 && c == quote:
+			quote = 0
+		case quote == 0 && (c == '"' || c == '\''):
+			quote, inWord = c, true
+		case quote == 0 && (c == ' ' || c == '\t'):
+			if inWord {
+				words = append(words, string(word))
+			}
+			word, inWord = nil, false
+		default:
+			word, inWord = append(word, c), true
+		}
+	}
+	if inWord {
+		words = append(words, string(word))
+	}
+	return words, quote == 0
 }
 
 // rootLogin tells what sshd's settings mean for root, who got a password, keys

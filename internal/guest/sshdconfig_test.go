@@ -2,6 +2,7 @@ package guest
 
 import (
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -70,12 +71,44 @@ func TestSSHDConfigIncludes(t *testing.T) {
 	}
 }
 
+// A hostile file has more patterns than are worth looking for.
+func TestSSHDConfigIncludesAreBounded(t *testing.T) {
+	for left, want := range map[int]string{maxSSHDIncludes - 1: "yes", maxSSHDIncludes: ""} {
+		root, _ := guestOf(t, map[string]string{"etc/ssh/sshd_config": "Include" + strings.Repeat(" x", left) + "\nInclude \"a b\"\n", "etc/ssh/a b": "PermitRootLogin yes\n"})
+		if got := root.sshdConfig()["permitrootlogin"]; got != want {
+			t.Errorf("after %d patterns: got %q, want %q", left, got, want)
+		}
+	}
+}
+
+func TestSSHDWords(t *testing.T) {
+	cases := []struct {
+		value string
+		want  []string
+		ok    bool
+	}{
+		{"", nil, true},
+		{" a\t b ", []string{"a", "b"}, true},
+		{`"%h/my keys/a" b`, []string{"%h/my keys/a", "b"}, true},
+		{`'a "b' c"d e"f ""`, []string{`a "b`, "cd ef", ""}, true},
+		{`a "b c`, []string{"a", "b c"}, false},
+	}
+	for _, c := range cases {
+		if got, ok := sshdWords(c.value); !slices.Equal(got, c.want) || ok != c.ok {
+			t.Errorf("%s: got %q, %v", c.value, got, ok)
+		}
+	}
+}
+
 func FuzzSSHDLine(f *testing.F) {
 	f.Add("PermitRootLogin = yes # x")
 	f.Fuzz(func(t *testing.T, line string) {
 		keyword, value := sshdLine(line)
 		if strings.ContainsAny(keyword, " \t=") || value != strings.TrimSpace(value) {
 			t.Fatalf("%q: %q, %q", line, keyword, value)
+		}
+		if words, _ := sshdWords(value); len(strings.Join(words, " ")) > len(value) {
+			t.Fatalf("%q: %q", value, words)
 		}
 	})
 }

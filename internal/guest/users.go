@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,6 +22,9 @@ const (
 	maxSkelDepth = 16
 )
 
+// nobody is the number of who is nobody, and has no files.
+const nobody = 65534
+
 // idRange is the numbers that login.defs(5) gives to people.
 type idRange struct{ min, max int }
 
@@ -30,6 +34,11 @@ type idRange struct{ min, max int }
 // a password that none matches. The user is a member of the group sudo or wheel,
 // which of those there is; with freeSudo it may use sudo without a password, by a
 // file in /etc/sudoers.d. What was done is returned, a line a change.
+//
+// What a user of the name who is gone has left lets nobody in: where the home is
+// there, its .ssh and what else sshd looks into for keys is moved to NAME.image,
+// and entries in shadow(5) and gshadow(5) are replaced. A home that is another
+// user's is an error, and so is a group of the name with a number of the system's.
 func (r *Root) EnsureUser(name string, freeSudo bool) ([]string, error) {
 	changes, err := r.ensureUser(name, freeSudo)
 	if err != nil {
@@ -50,15 +59,27 @@ func (r *Root) ensureUser(name string, freeSudo bool) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := r.checkHome(a); err != nil {
+		return nil, err
+	}
+	left, err := r.setAside(a)
+	if err != nil {
+		return left, err
+	}
 	joined, err := r.writeAccount(a)
 	if err != nil {
-		return nil, err
+		return left, err
 	}
 	changes := []string{fmt.Sprintf("made the user %s, number %d, group %d, home %s, shell %s", name, a.uid, a.gid, a.home, a.shell)}
 	if joined != "" {
 		changes = append(changes, "made "+name+" a member of the group "+joined)
 	}
 	lines, err := r.makeHome(a)
+	changes = append(append(changes, lines...), left...)
+	if err != nil {
+		return changes, err
+	}
+	lines, err = r.forgetSudo(a)
 	changes = append(changes, lines...)
 	if err != nil || !freeSudo {
 		return changes, err
@@ -86,6 +107,9 @@ func (r *Root) newAccount(name string) (account, error) {
 	if old, ok := group.entry(name); ok {
 		if a.gid, ok = accountNumber(old[2]); !ok {
 			return a, fmt.Errorf("the entry of its group in %s has no number", groupFile)
+		}
+		if a.gid < users.min || a.gid == nobody {
+			return a, fmt.Errorf("%s has a group of that name for the system, number %d, which may have files and devices of its own: choose another name", groupFile, a.gid)
 		}
 		a.uid, err = users.next(taken)
 		return a, err
@@ -168,9 +192,7 @@ func (r *Root) writeAccount(a account) (joined string, err error) {
 	}
 	if group.find(a.name) < 0 {
 		group.add(a.name, "x", strconv.Itoa(a.gid), "")
-		if gshadow.find(a.name) < 0 {
-			gshadow.add(a.name, "!", "", "")
-		}
+		gshadow.replace(a.name, "!", "", "") // one left behind may have a password
 	}
 	for _, name := range []string{"sudo", "wheel"} {
 		if group.join(name, a.name) {
@@ -212,11 +234,7 @@ func (r *Root) writeUser(a account) error {
 	shadow, err := r.readAccounts(shadowFile)
 	if err == nil {
 		hash = "x"
-		if shadow.find(a.name) < 0 {
-			shadow.add(shadowEntry(a.name, "*")...)
-		} else { // left behind by a user who is gone, and maybe with a password
-			shadow.set(a.name, 1, "*")
-		}
+		shadow.replace(shadowEntry(a.name, "*")...) // one left behind may have a password, or have expired
 		err = r.writeAccounts(shadow)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -224,6 +242,79 @@ func (r *Root) writeUser(a account) error {
 	}
 	passwd.add(a.name, hash, strconv.Itoa(a.uid), strconv.Itoa(a.gid), "", a.home, a.shell)
 	return r.writeAccounts(passwd)
+}
+
+// checkHome refuses a home that others have, or whose owner is gone: what is in
+// it would stay theirs, among it what runs when the user logs in.
+func (r *Root) checkHome(a account) error {
+	passwd, err := r.readAccounts(passwdFile)
+	if err != nil {
+		return err
+	}
+	home, err := r.resolve(a.home)
+	if err != nil {
+		return fail("look at", a.home, err)
+	}
+	for fields := range passwd.entries {
+		if has := path.Clean(fields[5]); has == a.home || has == home {
+			return fmt.Errorf("%s is the home of %s in %s: choose another name", a.home, printable(fields[0]), passwdFile)
+		}
+	}
+	info, err := r.Lstat(a.home)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case !info.IsDir():
+		return fail("make the directory", a.home, notA("directory", info.Mode))
+	case info.UID != 0 && info.UID != a.uid:
+		return fmt.Errorf("%s is there and has the owner %d, while the user gets the number %d: remove it from the image, chown what is in it, or choose another name", a.home, info.UID, a.uid)
+	}
+	return nil
+}
+
+// setAside moves away what is in a home that is there and has keys by which sshd
+// would let in who had it before.
+func (r *Root) setAside(a account) ([]string, error) {
+	names := []string{".ssh"}
+	files, _ := r.keysFiles(a)
+	for _, file := range files {
+		rest, inHome := inDirectory(a.home, file)
+		if name, _, _ := strings.Cut(rest, "/"); inHome && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	var changes []string
+	for _, name := range names {
+		from := a.home + "/" + name
+		to, err := r.aside(from)
+		if err != nil {
+			return changes, err
+		}
+		if to != "" {
+			changes = append(changes, "moved "+printable(from)+", which was there, to "+printable(to)+", so that keys in it let nobody in as "+a.name)
+		}
+	}
+	return changes, nil
+}
+
+// strangers tells of files in a home that are neither the user's nor root's.
+func (r *Root) strangers(a account) ([]string, error) {
+	names, err := r.ReadDir(a.home)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		info, err := r.Lstat(a.home + "/" + name)
+		if err != nil {
+			return nil, err
+		}
+		if info.UID != 0 && info.UID != a.uid {
+			return []string{fmt.Sprintf("%s/%s belongs to the number %d, and is left so", a.home, printable(name), info.UID)}, nil
+		}
+	}
+	return nil, nil
 }
 
 // makeHome makes a new user's home. A directory that is there already becomes
@@ -240,7 +331,8 @@ func (r *Root) makeHome(a account) ([]string, error) {
 		return nil, err
 	}
 	if !made {
-		return []string{"gave the directory " + a.home + ", which was there, to " + a.name}, nil
+		lines, err := r.strangers(a)
+		return append([]string{"gave the directory " + a.home + ", which was there, to " + a.name}, lines...), err
 	}
 	s := &skeleton{root: r, user: a, files: maxSkelFiles, bytes: maxSkelBytes}
 	for _, dir := range []string{"/etc/skel", "/usr/etc/skel"} {
@@ -398,13 +490,30 @@ func (r *Root) includesSudoers() bool {
 	return false
 }
 
+// forgetSudo removes what freeSudo wrote for a user who is gone and had the
+// number that is the new user's.
+func (r *Root) forgetSudo(a account) ([]string, error) {
+	var changes []string
+	for _, file := range r.Glob(fmt.Sprintf("%s/ganeti-*-%d", sudoersDir, a.uid)) {
+		if info, err := r.Lstat(file); err != nil || !info.IsRegular() {
+			continue
+		}
+		if err := r.Remove(file); err != nil {
+			return changes, err
+		}
+		changes = append(changes, "removed "+printable(file)+", of a user who is gone")
+	}
+	return changes, nil
+}
+
 // freeSudo lets a user do anything without a password. The rule is of the user's
 // number, since sudo takes a name in capitals for an alias.
 func (r *Root) freeSudo(a account) (string, error) {
 	if !r.includesSudoers() {
 		return "the guest has no sudo that reads " + sudoersDir + ", so " + a.name + " cannot become root by it", nil
 	}
-	file := sudoersDir + "/ganeti-" + strings.ReplaceAll(a.name, ".", "_")
+	// With the number, since a.b and a_b may both be users.
+	file := fmt.Sprintf("%s/ganeti-%s-%d", sudoersDir, strings.ReplaceAll(a.name, ".", "_"), a.uid)
 	if info, err := r.Lstat(file); err == nil && !info.IsRegular() {
 		return "", fail("write", file, notA("regular file", info.Mode))
 	}
