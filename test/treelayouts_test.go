@@ -453,3 +453,31 @@ func TestTreePygrub(t *testing.T) {
 		})
 	}
 }
+
+// A guest that makes its files from its own configuration keeps them, and boots.
+func TestTreeThatIsImmutable(t *testing.T) {
+	image, tree := smallTree(t, ".tar.gz", `printf 'ID=nixos\nVERSION_ID="24.11"\n' > "$tree/usr/lib/os-release"`)
+	for _, how := range []string{"GRUB=auto", "hook"} {
+		t.Run(how, func(t *testing.T) {
+			s := newSite(t, imageSettings(image, "SWAP=no", "BOOT_SIZE=150", map[bool]string{true: "GRUB=auto"}[how != "hook"]))
+			s.enable(t, "interfaces", "ssh")
+			if how == "hook" {
+				s.enable(t, "grub")
+			}
+			disk := newDisk(t, 1000)
+			log := s.create(t, instance(disk).with(env{"OSP_ROOT_PASSWORD": "s3cret"}))
+			for _, want := range []string{"files are left alone", "hooks=interfaces ssh", "does not get what ROOT_PASSWORD"} {
+				if !strings.Contains(log, want) {
+					t.Errorf("the log does not say %q:\n%s", want, log)
+				}
+			}
+			if !strings.Contains(shell(t, `head -c 440 "$1" | tr -d '\0'`, disk), "GRUB") {
+				t.Error("it has no boot loader")
+			}
+			dir := mountTree(t, disk, 2, 1, "ext4")
+			for _, name := range []string{"etc/hostname", "etc/ssh/ssh_host_dsa_key"} {
+				wantIn(t, dir, map[string][]string{name: {fileTexts(tree, []string{name})[name]}})
+			}
+		})
+	}
+}

@@ -143,7 +143,7 @@ func (c *creation) customiseTree(ctx context.Context, tree *mount.Tree, steps *u
 		return err
 	}
 	if what, immutable := tree.Root.Immutable(); immutable {
-		return c.leaveAlone(ctx, tree, what)
+		return c.leaveAlone(ctx, tree, steps, what)
 	}
 	for _, step := range []func() error{
 		func() error { return c.tellOfDisks(tree) },
@@ -162,17 +162,22 @@ func (c *creation) customiseTree(ctx context.Context, tree *mount.Tree, steps *u
 }
 
 // leaveAlone has a guest whose files are not ours to write keep them: cloud-init
-// or Ignition make it this instance. The site's own hooks may know better.
-func (c *creation) leaveAlone(ctx context.Context, tree *mount.Tree, what string) error {
+// or Ignition make it this instance. Only /boot, by which a tree is to start, is
+// written; and the site's own hooks may know better.
+func (c *creation) leaveAlone(ctx context.Context, tree *mount.Tree, steps *undo.Stack, what string) error {
 	var left []string
 	c.hooks = slices.DeleteFunc(slices.Clone(c.hooks), func(h hook.Hook) bool {
-		if h.Ours {
+		if h.Ours && h.Name != "grub" {
 			left = append(left, h.Name)
+			return true
 		}
-		return h.Ours
+		return false
 	})
 	slog.Warn("the guest's files are left alone: it is "+what+"; a seed on a disk (SEED_DISK), or Ignition, can make it this instance", "hooks", strings.Join(left, " "))
 	c.sayUntold("its files are left alone")
+	if err := c.installLoader(ctx, tree, steps); err != nil {
+		return err
+	}
 	return c.runHooks(ctx, tree)
 }
 
