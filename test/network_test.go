@@ -2,6 +2,7 @@ package test
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -387,7 +388,7 @@ var networkQuestions = []struct{ name, command string }{
 	{"whole name", "hostname --fqdn"},
 	{"machine-id", "cat /etc/machine-id"},
 	{"dbus id", "cat /var/lib/dbus/machine-id"},
-	{"seed", "head -c " + itoa(len(lab.OldSeed)) + " /var/lib/systemd/random-seed | tr -c '[:print:]' .; echo"},
+	{"seed", "head -c " + itoa(len(lab.OldSeed)) + " /var/lib/systemd/random-seed | od -A n -v -t x1 | tr -d ' \\n'"},
 	{"seed sum", "sha256sum < /var/lib/systemd/random-seed"},
 	{"host keys", "cut -d' ' -f1,2 /etc/ssh/ssh_host_*_key.pub; ls /etc/ssh/ssh_host_*_key"},
 	{"left", "grep -rIlE '" + strings.Join([]string{lab.OldName, regexp.QuoteMeta(lab.OldDomain), regexp.QuoteMeta(lab.OldAddress), regexp.QuoteMeta(lab.OldNameServer), lab.OldMAC, lab.OldMachineID}, "|") +
@@ -631,7 +632,7 @@ func (g *networkGuest) checkIdentity(t *testing.T) {
 	if id := g.answers["machine-id"]; len(id) != 32 || id == lab.OldMachineID || g.answers["dbus id"] != id {
 		t.Errorf("the machine-id is %q, that of D-Bus %q", id, g.answers["dbus id"])
 	}
-	if seed := g.answers["seed"]; len(seed) != len(lab.OldSeed) || seed == lab.OldSeed {
+	if seed := g.answers["seed"]; len(seed) != 2*len(lab.OldSeed) || seed == hex.EncodeToString([]byte(lab.OldSeed)) {
 		t.Errorf("the random seed begins with %q", seed)
 	}
 	for kind, key := range hostKeys(g.answers["host keys"]) {

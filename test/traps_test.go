@@ -169,7 +169,7 @@ func TestReadOnlyGuest(t *testing.T) {
 	tree := filepath.Join(t.TempDir(), "tree")
 	shell(t, trapTree, tree)
 	o := site.run(t, tree, `tune2fs -O read-only "$image" >/dev/null`)
-	if o.code != 0 || !strings.Contains(o.log, "files are left alone") || !strings.Contains(o.log, "does not get the passwords") {
+	if o.code != 0 || !strings.Contains(o.log, "files are left alone") || !strings.Contains(o.log, "does not get what ROOT_PASSWORD") {
 		t.Errorf("it ended with %d:\n%s", o.code, o.log)
 	}
 }
