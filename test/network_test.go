@@ -388,7 +388,7 @@ var networkQuestions = []struct{ name, command string }{
 	{"whole name", "hostname --fqdn"},
 	{"machine-id", "cat /etc/machine-id"},
 	{"dbus id", "cat /var/lib/dbus/machine-id"},
-	{"seed", "head -c " + itoa(len(lab.OldSeed)) + " /var/lib/systemd/random-seed | od -A n -v -t x1 | tr -d ' \\n'"},
+	{"seed", "head -c " + itoa(len(lab.OldSeed)) + " /var/lib/systemd/random-seed | od -A n -v -t x1 | tr -d ' \\n'; echo"},
 	{"seed sum", "sha256sum < /var/lib/systemd/random-seed"},
 	{"host keys", "cut -d' ' -f1,2 /etc/ssh/ssh_host_*_key.pub; ls /etc/ssh/ssh_host_*_key"},
 	{"left", "grep -rIlE '" + strings.Join([]string{lab.OldName, regexp.QuoteMeta(lab.OldDomain), regexp.QuoteMeta(lab.OldAddress), regexp.QuoteMeta(lab.OldNameServer), lab.OldMAC, lab.OldMachineID}, "|") +
