@@ -208,13 +208,19 @@ func finish(t *testing.T, cmd *exec.Cmd) outcome {
 // create runs create and wants it to succeed.
 func (s *site) create(t *testing.T, e env) string {
 	t.Helper()
+	return s.succeed(t, "create", e)
+}
+
+// succeed runs a script, and wants it to succeed and to leave nothing attached.
+func (s *site) succeed(t *testing.T, script string, e env) string {
+	t.Helper()
 	before := attached(t)
-	o := s.run(t, "create", e)
+	o := s.run(t, script, e)
 	if o.code != 0 {
-		t.Fatalf("create ended with %d:\n%s", o.code, o.log)
+		t.Fatalf("%s ended with %d:\n%s", script, o.code, o.log)
 	}
 	if after := attached(t); after != before {
-		t.Fatalf("create left something attached:\n%s\nlog:\n%s", after, o.log)
+		t.Fatalf("%s left something attached:\n%s\nlog:\n%s", script, after, o.log)
 	}
 	return o.log
 }

@@ -11,15 +11,7 @@ import (
 // renamed runs rename and wants it to succeed.
 func (s *site) renamed(t *testing.T, e env) string {
 	t.Helper()
-	before := attached(t)
-	o := s.run(t, "rename", e)
-	if o.code != 0 {
-		t.Fatalf("rename ended with %d:\n%s", o.code, o.log)
-	}
-	if after := attached(t); after != before {
-		t.Errorf("rename left something attached:\n%s", after)
-	}
-	return o.log
+	return s.succeed(t, "rename", e)
 }
 
 // namedTree is a guest that says its name in more places than one.

@@ -101,8 +101,18 @@ func work(p *program, arg0 string, args, environ []string) (code int) {
 	slog.SetDefault(slog.New(newLineHandler(os.Stderr, level)))
 	ctx, stop := signalContext()
 	defer stop()
-	err := p.run(ctx, &call{args, scriptEnv(arg0, environ, level), os.Stdin, os.Stdout})
+	err := p.start(ctx, &call{args, scriptEnv(arg0, environ, level), os.Stdin, os.Stdout})
 	return report(p.name, err, context.Cause(ctx))
+}
+
+// start runs the program, once its mount namespace, if it has one, is ready.
+func (p *program) start(ctx context.Context, c *call) error {
+	if p.inside {
+		if err := mount.Prepare(); err != nil {
+			return err
+		}
+	}
+	return p.run(ctx, c)
 }
 
 // choose finds the program and its arguments; nil asks for the list of all.
@@ -222,12 +232,7 @@ func flatten(err error) []error {
 	return all
 }
 
-func create(ctx context.Context, c *call) error {
-	if err := mount.Prepare(); err != nil {
-		return err
-	}
-	return osscript.Create(ctx, c.env)
-}
+func create(ctx context.Context, c *call) error { return osscript.Create(ctx, c.env) }
 
 func onNode(ctx context.Context, c *call) error {
 	run, err := onNodeCommand(c.args)
@@ -236,9 +241,6 @@ func onNode(ctx context.Context, c *call) error {
 	}
 	if c.env.Environ, err = osscript.ReadEnviron(c.stdin); err != nil {
 		return osscript.WithClass(osscript.Input, err)
-	}
-	if err := mount.Prepare(); err != nil {
-		return err
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -280,12 +282,7 @@ func importDisk(_ context.Context, c *call) error { return osscript.Import(c.std
 
 func export(context.Context, *call) error { return osscript.Export() }
 
-func rename(ctx context.Context, c *call) error {
-	if err := mount.Prepare(); err != nil {
-		return err
-	}
-	return osscript.Rename(ctx, c.env)
-}
+func rename(ctx context.Context, c *call) error { return osscript.Rename(ctx, c.env) }
 
 func runHook(ctx context.Context, c *call) error {
 	if len(c.args) == 0 {

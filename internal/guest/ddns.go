@@ -32,7 +32,7 @@ const clientLimit = 256 * size.KiB
 //
 // What was changed is returned, a line a change.
 func (r *Root) SendHostname(name string) ([]string, error) {
-	if !hostName.MatchString(name) || len(name) > 253 {
+	if !isHostName(name) {
 		return nil, fmt.Errorf("cannot send the name %q to the DHCP server: that is no name of a host", name)
 	}
 	short, _, _ := strings.Cut(name, ".")

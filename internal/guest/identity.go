@@ -23,7 +23,7 @@ var identityParts = []struct {
 	{"iscsi", (*identity).initiator},
 	{"credential-secret", removal([]string{"/var/lib/systemd/credential.secret"}, "which is another guest's secret")},
 	{"blkid", removal([]string{"/etc/blkid.tab*", "/etc/blkid/blkid.tab*", "/run/blkid/blkid.tab*"}, "which lists the image's own disks")},
-	{"cloud-init", removal(cloudState, "what cloud-init knows of another guest")},
+	{"cloud-init", removal(cloudTraces, "what cloud-init knows of another guest")},
 }
 
 // IdentityParts are the words that ResetIdentity may be told to keep, in the
@@ -252,10 +252,9 @@ func newInitiator(old string) string {
 	return prefix + ":" + hex.EncodeToString(digits[:])
 }
 
-// cloudState is what tells cloud-init that it has run, what it was told then,
-// and its logs. The network files it wrote are the renderers' to replace: where
+// CloudState is what tells cloud-init that it has run.
+var CloudState = []string{"/var/lib/cloud/instance", "/var/lib/cloud/instances", "/var/lib/cloud/data", "/var/lib/cloud/sem"}
+
+// cloudTraces are that, what it was told then, and its logs. The network files it wrote are the renderers' to replace: where
 // nothing writes others, they are all the guest has.
-var cloudState = []string{
-	"/var/lib/cloud/instance", "/var/lib/cloud/instances", "/var/lib/cloud/data", "/var/lib/cloud/sem",
-	"/var/lib/cloud/seed/nocloud", "/var/lib/cloud/seed/nocloud-net", "/var/log/cloud-init*.log*",
-}
+var cloudTraces = append(slices.Clone(CloudState), "/var/lib/cloud/seed/nocloud", "/var/lib/cloud/seed/nocloud-net", "/var/log/cloud-init*.log*")

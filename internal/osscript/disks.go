@@ -374,11 +374,16 @@ func (c *creation) writeSeed() error {
 	if err := d.write(iso); err != nil {
 		return err
 	}
+	c.sayUnmet()
+	slog.Info("wrote the seed", "for", map[bool]string{true: "Windows", false: "cloud-init"}[c.windows], "disk", d.index, "label", "cidata", "size", size.Bytes(len(iso)), "by", d.by)
+	return nil
+}
+
+// sayUnmet says what the settings ask for and the seed cannot give.
+func (c *creation) sayUnmet() {
 	for _, warning := range c.unmet {
 		slog.Warn(warning)
 	}
-	slog.Info("wrote the seed", "for", map[bool]string{true: "Windows", false: "cloud-init"}[c.windows], "disk", d.index, "label", "cidata", "size", size.Bytes(len(iso)), "by", d.by)
-	return nil
 }
 
 // write writes a seed to the disk.
@@ -447,8 +452,6 @@ func SeedISO(ctx context.Context, env Env) (_ []byte, err error) {
 	}
 	c.windows = c.set.NoMount
 	iso, err := c.seedISO(seed.Facts{})
-	for _, warning := range c.unmet {
-		slog.Warn(warning)
-	}
+	c.sayUnmet()
 	return iso, classify(Input, err)
 }

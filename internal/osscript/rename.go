@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 
 	"ganeti-instance-image/internal/guest"
 	"ganeti-instance-image/internal/hook"
@@ -222,7 +221,7 @@ func (c *creation) renameFiles(tree *mount.Tree) error {
 		slog.Warn("no file of the guest says the old name; it has been given another, or gets its name from elsewhere", "old", c.inst.OldName)
 	}
 	if len(c.hooks) == 0 && !tree.Root.Exists(seed.Dir) && !c.set.SeedOnDisk() {
-		slog.Info("the guest's network is left as it is; to have it written: ganeti-image hooks enable " + strings.Join(renameHooks[:1], " "))
+		slog.Info("the guest's network is left as it is; to have it written: ganeti-image hooks enable interfaces")
 	}
 	return nil
 }

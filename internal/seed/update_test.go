@@ -5,32 +5,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"ganeti-instance-image/internal/guest"
 )
 
 const seededID = "instance-id: \"the id\"\nlocal-hostname: \"old.example.org\"\n"
-
-// seeded is a guest with a seed of ours, and what cloud-init remembers of it.
-func seeded(t *testing.T, files map[string]string) (*guest.Root, string) {
-	t.Helper()
-	dir := t.TempDir()
-	for name, text := range files {
-		path := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	root, err := guest.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { root.Close() })
-	return root, dir
-}
 
 func TestUpdate(t *testing.T) {
 	const pickle = "var/lib/cloud/instances/x/obj.pkl"
@@ -64,7 +41,7 @@ func TestUpdate(t *testing.T) {
 		{"not ours", without(configFile), false, true, 0, map[string]string{seedDir + "/meta-data": seededID, seedDir + "/network-config": "old"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			root, dir := seeded(t, c.files)
+			root, dir := image(t, c.files)
 			changes, err := Update(root, fresh, c.onDisk, c.moved)
 			if err != nil || len(changes) != c.changes {
 				t.Errorf("%d changes: %q, %v", len(changes), changes, err)
@@ -88,7 +65,7 @@ func TestUpdate(t *testing.T) {
 func TestUpdateOfAStrangeSeed(t *testing.T) {
 	fresh := []File{{"meta-data", []byte("instance-id: \"other\"\nlocal-hostname: \"new\"\n")}, {"network-config", nil}}
 	for _, text := range []string{"", "[]", "local-hostname: x\n", "\x00", "instance-id: {a: b}\n"} {
-		root, _ := seeded(t, map[string]string{configFile: "", seedDir + "/meta-data": text})
+		root, _ := image(t, map[string]string{configFile: "", seedDir + "/meta-data": text})
 		if _, err := Update(root, fresh, false, false); err == nil || !strings.Contains(err.Error(), "instance-id") {
 			t.Errorf("%q: %v", text, err)
 		}

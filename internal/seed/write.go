@@ -196,8 +196,8 @@ func indexOf(mapping *yaml.Node, key string) int {
 // image was taken from. The data directory holds "upgraded-network", which
 // switches its network off.
 func (w *writer) oldState() error {
-	for _, name := range []string{"instance", "instances", "data", "sem"} {
-		if err := w.remove("/var/lib/cloud/"+name, "state of the guest the image is from"); err != nil {
+	for _, name := range guest.CloudState {
+		if err := w.remove(name, "state of the guest the image is from"); err != nil {
 			return err
 		}
 	}

@@ -25,6 +25,7 @@ type kind struct {
 	check     func(text string) (string, error)
 	separator string // of a list's entries in the checked text
 	secret    bool   // what is nobody's to see: not even hooks get it
+	fetched   bool   // what it names is fetched: of an OS parameter, only from under ALLOW_URLS
 }
 
 var (
@@ -42,7 +43,7 @@ var (
 	options        = kind{check: checkOptions, separator: " "}
 	grub           = kind{check: oneOf("auto", "no")}
 	imageType      = kind{check: checkImageType}
-	webURL         = kind{check: checkURL}
+	webURL         = kind{check: checkURL, fetched: true}
 	urlPrefixes    = kind{check: each(checkPrefix), separator: " "}
 	paramNames     = kind{check: each(checkParamName), separator: " "}
 	sshKeys        = kind{check: checkKeys, separator: "\n"}

@@ -246,16 +246,16 @@ var alternatives = [][]string{
 	{"USER_PASSWORD", "USER_PASSWORD_HASH"},
 }
 
+// chosen are those of several ways to say a thing that somebody has used.
+func chosen(ways []string, used func(string) bool) []string {
+	return slices.DeleteFunc(slices.Clone(ways), func(name string) bool { return !used(name) })
+}
+
 // supersede sets aside what an earlier source said where a later one, which
 // has set names, says the same thing by another setting.
 func (l *loader) supersede(names []string, source string) error {
 	for _, ways := range alternatives {
-		var set []string
-		for _, name := range ways {
-			if slices.Contains(names, name) {
-				set = append(set, name)
-			}
-		}
+		set := chosen(ways, func(name string) bool { return slices.Contains(names, name) })
 		if len(set) > 1 {
 			return fmt.Errorf("cannot use both %s and %s of %s: keep one of them", set[0], set[1], source)
 		}

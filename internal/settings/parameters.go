@@ -90,13 +90,7 @@ func CheckParameters(params map[string]string, policy *Settings) error {
 		}
 	}
 	for _, ways := range alternativeParams {
-		var given []string
-		for _, name := range ways {
-			if params[name] != "" {
-				given = append(given, name)
-			}
-		}
-		if len(given) > 1 {
+		if given := chosen(ways, func(name string) bool { return params[name] != "" }); len(given) > 1 {
 			return fmt.Errorf("cannot use both OS parameters %s and %s: give one of them", given[0], given[1])
 		}
 	}
@@ -114,7 +108,7 @@ func checkParameter(name, text string, policy *Settings) error {
 	if _, err := k.kind.check(text); err != nil {
 		return fmt.Errorf("cannot use OS parameter %s: %w", k.param, err)
 	}
-	if k.name == "IMAGE_URL" || k.name == "USER_DATA_URL" || k.name == "SSH_KEYS_URL" {
+	if k.kind.fetched {
 		if err := allowed(text, policy); err != nil {
 			return fmt.Errorf("cannot use OS parameter %s: %w", k.param, err)
 		}
