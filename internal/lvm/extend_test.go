@@ -103,6 +103,28 @@ func mustRead(t testing.TB, dev string) *Group {
 
 func isSwap(v Volume) bool { return strings.HasPrefix(v.Name, "swap") }
 
+// occupied wants Occupied to tell the areas, which it may have joined, and no more.
+func occupied(t testing.TB, g *Group, areas map[[2]size.Bytes]bool) {
+	t.Helper()
+	list, err := g.Occupied()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := size.Bytes(0)
+	for area := range areas {
+		sum += area[1]
+		if !slices.ContainsFunc(list, func(o Occupied) bool { return o.Start <= area[0] && area[0]+area[1] <= o.Start+o.Length }) {
+			t.Errorf("lvm says %v, Occupied says %+v", area, list)
+		}
+	}
+	for _, o := range list {
+		sum -= o.Length
+	}
+	if sum != 0 || len(list) == 0 && len(areas) > 0 {
+		t.Errorf("Occupied says %d bytes less than lvm, %+v", sum, list)
+	}
+}
+
 // sound lets lvm check the device, and compares what it says with what Read says.
 func sound(t testing.TB, dev string) {
 	t.Helper()
@@ -133,6 +155,16 @@ func sound(t testing.TB, dev string) {
 			t.Errorf("%s: lvm says %s, Read says %s", key, got[key], want[key])
 		}
 	}
+	parse("pvs", "--segments", "-o", "lv_name,pvseg_start,pvseg_size")
+	areas := map[[2]size.Bytes]bool{}
+	for _, s := range report.Report[0].PVSeg {
+		var start, count int64
+		fmt.Sscan(s.PVSeg_start+" "+s.PVSeg_size, &start, &count)
+		if where := g.stretch(start, count); s.LV_name != "" {
+			areas[[2]size.Bytes{where.Start, where.Length}] = true
+		}
+	}
+	occupied(t, g, areas)
 	parse("lvs", "--segments", "-o", "lv_name,lv_uuid,lv_size,seg_pe_ranges,seg_start", "-O", "lv_name,seg_start")
 	for _, s := range report.Report[0].Seg {
 		v, ok := g.Volume(s["lv_name"])

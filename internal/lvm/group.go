@@ -214,6 +214,7 @@ func (b *builder) segment(v *volume, s *section, extents int64) error {
 	case !known:
 		why = fmt.Sprintf("segment type %+.64q", kind)
 		b.fixed = fmt.Sprintf("what the segment type %+.64q of the volume %s occupies is not known", kind, v.Name)
+		b.doubt = fmt.Errorf("%w: a volume has segments of an unknown type", ErrUnsupported)
 	}
 	if why != "" {
 		v.because(why)
@@ -265,11 +266,18 @@ func (b *builder) places(v *volume, s *section, list string, extents int64) erro
 	return nil
 }
 
+// places are the lists that tell extents of the physical volume, by the segment's
+// type. A type with flags is not among them: what these mean is not known.
+var places = map[string]string{"striped": "stripes", "linear": "stripes", "mirror": "mirrors"}
+
 // references marks the volumes that a segment of v names, whatever for: who
 // writes to such a volume alone breaks v.
 func (b *builder) references(v *volume, s *section) {
 	for _, key := range slices.Sorted(maps.Keys(s.values)) {
 		for _, item := range s.values[key] {
+			if !item.isNumber && item.text == b.pv && places[s.text("type")] != key {
+				b.doubt = fmt.Errorf("%w: a volume names the physical volume as its %s", ErrUnsupported, key)
+			}
 			other := b.byName[item.text]
 			if item.isNumber || other == nil || other == v || key == "type" {
 				continue

@@ -64,6 +64,7 @@ func read(r io.ReaderAt, n size.Bytes) (*Group, error) {
 	switch {
 	case newest != nil:
 		newest.tail = pv.tail(newest)
+		newest.doubt = errors.Join(append(faults, newest.doubt, pv.amongExtents(newest))...)
 		return newest, nil
 	case len(faults) > 0:
 		return nil, errors.Join(faults...)
@@ -105,6 +106,18 @@ func (h header) tail(g *Group) size.Bytes {
 		}
 	}
 	return length
+}
+
+// amongExtents is the error for a group whose extents are not apart from the
+// label and the metadata areas.
+func (h header) amongExtents(g *Group) error {
+	all := g.stretch(0, g.Extents)
+	for _, mda := range append(h.mdas, locn{0, headLimit}) {
+		if mda.off < all.Start+all.Length && all.Start < mda.off+mda.length {
+			return damaged("metadata at offset %d lies among the extents", int64(mda.off))
+		}
+	}
+	return nil
 }
 
 // findLabel looks at the first four sectors of 512 bytes, as lvm does on every

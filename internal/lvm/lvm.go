@@ -17,6 +17,7 @@ package lvm
 
 import (
 	"errors"
+	"fmt"
 
 	"ganeti-instance-image/internal/size"
 )
@@ -47,6 +48,7 @@ type Group struct {
 	Volumes []Volume // the visible ones, in the metadata's order
 
 	fixed    string     // why the group cannot be changed, "" when it can
+	doubt    error      // why areas may not be all that is allocated, nil when they are
 	systemID string     // of the system that alone may change the group, "" for all
 	areas    []area     // all that is allocated, in the order of the extents
 	tail     size.Bytes // length of the metadata area behind the extents
@@ -62,6 +64,38 @@ type Volume struct {
 
 // Segment is a stretch of the physical volume. Start counts from its beginning.
 type Segment struct{ Start, Length size.Bytes }
+
+// Occupied is a stretch of the physical volume that belongs to a logical volume.
+type Occupied struct {
+	Segment
+	Volume  string     // its name; the volume may be a hidden one
+	Logical size.Bytes // where in the volume the stretch begins, if it is linear there
+}
+
+// Occupied returns all that logical volumes occupy, also hidden ones, in the
+// disk's order: between Start and the last extent's end, all else is free. The
+// error wraps ErrUnsupported where a volume may occupy more, and ErrDamaged where
+// a metadata area could not be read, which may have been the newest.
+func (g *Group) Occupied() ([]Occupied, error) {
+	if g.doubt != nil {
+		return nil, fmt.Errorf("cannot tell what is free in the volume group %s: %w", g.Name, g.doubt)
+	}
+	var list []Occupied
+	for _, a := range g.areas {
+		next := Occupied{g.stretch(a.start, a.count), a.volume, size.Bytes(a.logical) * g.Extent}
+		if last := len(list) - 1; last >= 0 && list[last].goesOn(next) {
+			list[last].Length += next.Length
+		} else {
+			list = append(list, next)
+		}
+	}
+	return list, nil
+}
+
+// goesOn tells whether the next stretch follows on the disk and in the volume.
+func (o Occupied) goesOn(next Occupied) bool {
+	return o.Volume == next.Volume && o.Start+o.Length == next.Start && o.Logical+o.Length == next.Logical
+}
 
 // Linear returns the one stretch that the volume is, if it is one: then a loop
 // device reaches all of it.

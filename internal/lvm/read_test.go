@@ -198,6 +198,17 @@ func TestReadKinds(t *testing.T) {
 			}
 		}
 	}
+	list, err := g.Occupied()
+	sum, hidden := size.Bytes(0), 0
+	for _, o := range list {
+		sum += o.Length
+		if _, visible := g.Volume(o.Volume); !visible {
+			hidden++
+		}
+	}
+	if err != nil || sum != 45*g.Extent || hidden == 0 || list[1] != (Occupied{Segment{size.MiB + 4*g.Extent, 5 * g.Extent}, "joined", 0}) {
+		t.Errorf("%+v, %v", list, err)
+	}
 	if joined, _ := g.Volume("joined"); joined.Segments[0] != (Segment{size.MiB + 4*64*size.KiB, 5 * 64 * size.KiB}) {
 		t.Errorf("%+v", joined)
 	}
@@ -450,6 +461,38 @@ func TestReadTakes(t *testing.T) {
 		}
 		if _, err := g.Grown(3*size.MiB, "swap", nil); (err != nil) != (c.fixed != "" || c.why != "" && name == "moving") {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestOccupied: a group of which it is not known for sure what is free can be read,
+// but tells nothing of that.
+func TestOccupied(t *testing.T) {
+	text := plain(5, linear("root", 0, 4), linear("swap", 4, 2))
+	end := ring{3*size.MiB - 64*size.KiB, 64 * size.KiB, 512, text}
+	changed := func(old, new string) []byte { return build(3*size.MiB, 1, first(strings.Replace(text, old, new, 1))) }
+	for name, c := range map[string]struct {
+		p    []byte
+		want error
+	}{
+		"good":                      {changed("", ""), nil},
+		"unknown type":              {changed(`"striped"`, `"marvel"`), ErrUnsupported},
+		"unknown flag":              {changed(`"striped"`, `"striped+NEW"`), ErrUnsupported},
+		"a list of another type":    {changed(`"striped"`, `"thin"`), ErrUnsupported},
+		"another list of the type":  {changed("stripe_count = 1", "stripe_count = 1\nbitmap = \"pv0\""), ErrUnsupported},
+		"extents on the label":      {changed("pe_start = 2048", "pe_start = 3"), ErrDamaged},
+		"extents on the metadata":   {changed("pe_start = 2048", "pe_start = 100"), ErrDamaged},
+		"the other area damaged":    {damage(build(3*size.MiB, 1, first(plain(9)), end), 4096+512+50), ErrDamaged},
+		"the other area not in use": {zeroed(build(3*size.MiB, 1, first(plain(9)), end), 4096+40, 8), nil},
+		"the other area is older":   {build(3*size.MiB, 1, first(plain(4)), end), nil},
+	} {
+		g, err := readBytes(c.p)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		list, err := g.Occupied()
+		if !errors.Is(err, c.want) || (err == nil) != (len(list) == 2) {
+			t.Errorf("%s: %+v, %v", name, list, err)
 		}
 	}
 }
