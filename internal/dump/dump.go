@@ -5,9 +5,22 @@
 // protocols/dumprestore.h in the dump package, which goes back to 4.3BSD, and
 // of what the program writes.
 //
-// Left out: writing; incremental dumps; dumps of UFS2, of other byte orders and
-// from before 4.2BSD; seeking, for a dump is read from its beginning to its end
-// and a pipe is enough; going on behind damage, as restore(8) does.
+// It writes dumps of level 0 of a mounted tree of any file system, of one volume
+// and with the older coding of hole maps, so that every restore(8) since 0.4b4x
+// reads them. Inodes are numbered anew. Times are written with microseconds, for
+// which the format has room: dump(8) leaves them out, and restore(8) sets them.
+//
+// A dump has no room for: project quotas, creation times, nanoseconds, times
+// before 1970 and after 2106, fs-verity's hashes, attributes of more than 4 KiB,
+// names of 255 bytes and devices above 255 as restore(8) reads them, and inode
+// flags that only another file system than ext has. A file of 1 TiB of holes
+// needs 2 GiB of headers, which compress well.
+//
+// Left out: reading and writing incremental dumps; writing several volumes, other
+// compression than zlib, and the newer coding of hole maps; dumps of UFS2, of
+// other byte orders and from before 4.2BSD; seeking, for a dump is read from its
+// beginning to its end and a pipe is enough; going on behind damage, as
+// restore(8) does; the microseconds of times that are read.
 package dump
 
 import (

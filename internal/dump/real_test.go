@@ -165,7 +165,11 @@ func populate(t *testing.T, root string) {
 		{"edge", unix.S_IFBLK, 8, 255}, {"edge2", unix.S_IFBLK, 8, 256}, {"pipe", unix.S_IFIFO, 0, 0}, {"socket", unix.S_IFSOCK, 0, 0},
 	}
 	for _, n := range nodes {
-		ok(unix.Mknod(at(n.name), n.mode|0o660, int(unix.Mkdev(n.major, n.minor))))
+		err := unix.Mknod(at(n.name), n.mode|0o660, int(unix.Mkdev(n.major, n.minor)))
+		if n.minor >= 1<<18 && errors.Is(err, unix.EINVAL) {
+			continue // XFS has 18 bits
+		}
+		ok(err)
 	}
 	ok(os.Lchown(at("file1"), 100_000, 200_000))
 	ok(os.Lchown(at("file0"), 4_000_000_000, 4_100_000_000))
