@@ -10,6 +10,9 @@
 // checked then; what is wrong further on shows when it is read, and before its
 // end.
 //
+// A disk is also written as qcow2 (PlanQCOW2), and a qcow2 image that comes as a
+// stream is decoded while it comes (ReceiveQCOW2), by the same gate.
+//
 // Left out: backing files, external data files, encryption, internal snapshots
 // (the active state is what is read), refcounts (reading does not need them), and
 // all that other hypervisors write. Of compressed images: other formats inside

@@ -91,6 +91,9 @@ func TestRefusesImagesByQEMU(t *testing.T) {
 				t.Fatalf("%v: %s", err, out)
 			}
 			wantRefusal(t, path, c.imageType, c.want)
+			if strings.HasPrefix(c.format, "qcow") {
+				wantRefusedStream(t, path, c.want)
+			}
 		})
 	}
 }
@@ -177,6 +180,7 @@ func TestRefusesDamage(t *testing.T) {
 				}
 			}
 			wantRefusal(t, path, TypeQCOW2, c.want)
+			wantRefusedStream(t, path, c.want)
 		})
 	}
 }

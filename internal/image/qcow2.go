@@ -120,13 +120,20 @@ func (q *qcow2) readL1() error {
 			return fmt.Errorf("cannot read its L1 table: %w", noEOF(err))
 		}
 		for ; len(part) > 0; part = part[8:] {
-			entry := binary.BigEndian.Uint64(part)
-			if err := q.checkL1(entry); err != nil {
-				return fmt.Errorf("entry %d of its L1 table (%#x) %w", len(q.l1), entry, err)
+			if err := q.addL1(binary.BigEndian.Uint64(part)); err != nil {
+				return err
 			}
-			q.l1 = append(q.l1, entry&entryOffset)
 		}
 	}
+	return nil
+}
+
+// addL1 takes the next entry of the L1 table.
+func (q *qcow2) addL1(entry uint64) error {
+	if err := q.checkL1(entry); err != nil {
+		return fmt.Errorf("entry %d of its L1 table (%#x) %w", len(q.l1), entry, err)
+	}
+	q.l1 = append(q.l1, entry&entryOffset)
 	return nil
 }
 
@@ -215,15 +222,23 @@ func (q *qcow2) distinctTables() []uint32 {
 func (q *qcow2) checkSlice(s *slice, first int64) error {
 	n := int(min(q.perSlice, q.clusters()-first))
 	for i := range n {
-		m, err := q.mapping(s, i)
-		if err == nil {
-			err = q.within(m, first+int64(i))
-		}
-		if err != nil {
-			return fmt.Errorf("its entry for the disk's offset %d (%#x) %w", (first+int64(i))<<q.clusterBits, q.entry(s, i), err)
+		if _, err := q.checked(s, i, first+int64(i)); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// checked is mapping for a cluster, which leads nowhere but into the file.
+func (q *qcow2) checked(s *slice, i int, cluster int64) (mapping, error) {
+	m, err := q.mapping(s, i)
+	if err == nil {
+		err = q.within(m, cluster)
+	}
+	if err != nil {
+		return m, fmt.Errorf("its entry for the disk's offset %d (%#x) %w", cluster<<q.clusterBits, q.entry(s, i), err)
+	}
+	return m, nil
 }
 
 // within checks that what is mapped to a cluster is in the file. The end of the
