@@ -146,14 +146,14 @@ func TestVerify(t *testing.T) {
 	checkRefusal(t, o, 2, "parameters")
 }
 
-func TestNotYet(t *testing.T) {
+func TestNoDiskToTransfer(t *testing.T) {
 	s := newSite(t, "")
 	e := instance(newDisk(t, 2))
 	for _, script := range []string{"export", "import"} {
 		cmd := s.command(script, e)
 		// A reader that leaves early would make this writer fail.
 		cmd.Stdin = strings.NewReader(strings.Repeat("backup", 100000))
-		checkRefusal(t, finish(t, cmd), 7, script, "cannot")
+		checkRefusal(t, finish(t, cmd), 2, "cannot "+script, "gnt-backup "+script)
 	}
 }
 

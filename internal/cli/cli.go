@@ -54,8 +54,8 @@ type program struct {
 var programs = []program{
 	{"create", "Deploy the image to the instance's first disk and customise the guest.", "", true, create},
 	{"verify", "Check the OS parameters of an instance.", "parameters", false, verify},
-	{"import", "Fill a disk from a backup on standard input.", "", false, importDisk},
-	{"export", "Write a backup of a disk to standard output.", "", false, export},
+	{"import", "Fill a disk from a backup on standard input.", "", true, importDisk},
+	{"export", "Write a backup of a disk to standard output.", "", true, export},
 	{"rename", "Give the guest the instance's new name.", "", true, rename},
 	{"hook", "Run one of this program's hooks on a mounted guest.", "NAME", false, runHook},
 	{"ganeti-image", "Manage hooks and images on this node.", "COMMAND ...", false, ganetiImage},
@@ -77,7 +77,7 @@ func Run(args []string) int {
 	}
 	prepareProcess()
 	if p.inside && !mount.Inside() {
-		code, err := mount.RunInside()
+		code, err := mount.RunInside(osscript.SizeVariable)
 		if err != nil {
 			return report(p.name, err, nil)
 		}
@@ -278,9 +278,9 @@ func verify(ctx context.Context, c *call) error {
 	return osscript.Verify(ctx, c.env, c.args)
 }
 
-func importDisk(_ context.Context, c *call) error { return osscript.Import(c.stdin) }
+func importDisk(ctx context.Context, c *call) error { return osscript.Import(ctx, c.env, c.stdin) }
 
-func export(context.Context, *call) error { return osscript.Export() }
+func export(ctx context.Context, c *call) error { return osscript.Export(ctx, c.env, c.stdout) }
 
 func rename(ctx context.Context, c *call) error { return osscript.Rename(ctx, c.env) }
 

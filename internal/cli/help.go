@@ -11,11 +11,11 @@ const exitStatus = `Exit status:
   0  done
   1  a program of the node or the node itself failed
   2  the call, a setting or an OS parameter is not usable
-  3  the image is missing, could not be fetched, or is not accepted
+  3  the image is missing, could not be fetched, or is not accepted; the backup is damaged
   4  the disk is in use, too small or not reachable
   5  a hook failed
   6  interrupted by a signal
-  7  this version does not do what was asked
+  7  what was asked cannot be done with this disk
 The cause is the last line printed.
 `
 

@@ -94,7 +94,7 @@ func Write(ctx context.Context, img image.Image, disk Target) (*Written, error) 
 	if err != nil {
 		return nil, err
 	}
-	w := newWriter(img.Path(), max(minChunk, img.BlockSize()), disk)
+	w := newWriter("image "+img.Path(), max(minChunk, img.BlockSize()), disk)
 	return w.run(ctx, img, func(ctx context.Context) (*Written, error) {
 		return &Written{disk, img.Size(), held}, w.write(ctx, img, held[0].end(), held[1].off)
 	})
@@ -107,7 +107,7 @@ func WriteStream(ctx context.Context, s *image.Stream, disk Target) (*Written, e
 	if err := FitsStream(s, disk); err != nil {
 		return nil, err
 	}
-	w := newWriter(s.Path(), minChunk, disk)
+	w := newWriter("image "+s.Path(), minChunk, disk)
 	return w.run(ctx, s, func(ctx context.Context) (*Written, error) { return w.unpack(ctx, s) })
 }
 
@@ -125,10 +125,7 @@ func (w *writer) run(ctx context.Context, img image.Source, write func(context.C
 	if err != nil {
 		return nil, err
 	}
-	if err := clearBehind(w.disk, written.size); err != nil {
-		return nil, err
-	}
-	if err := flush(w.disk); err != nil {
+	if err := w.finish(written); err != nil {
 		return nil, err
 	}
 	slog.Info("wrote image", "image", filepath.Base(img.Path()), "format", img.Format(), "size", written.size,
@@ -136,25 +133,33 @@ func (w *writer) run(ctx context.Context, img image.Source, write func(context.C
 	return written, nil
 }
 
+// finish clears what is behind an image, and returns when all of it is stored.
+func (w *writer) finish(written *Written) error {
+	if err := clearBehind(w.disk, written.size); err != nil {
+		return err
+	}
+	return flush(w.disk)
+}
+
 // Fits refuses an image that is larger than the disk.
 func Fits(img image.Image, disk Target) error {
 	if img.Size() <= disk.Size() {
 		return nil
 	}
-	return tooLarge(img.Path(), img.Size(), disk)
+	return tooLarge("image "+img.Path(), img.Size(), disk)
 }
 
 // FitsStream refuses a stream that is known to be larger than the disk.
 func FitsStream(s *image.Stream, disk Target) error {
 	if n, known := s.Size(); known && n > disk.Size() {
-		return tooLarge(s.Path(), n, disk)
+		return tooLarge("image "+s.Path(), n, disk)
 	}
 	return nil
 }
 
-func tooLarge(path string, n size.Bytes, disk Target) error {
-	return onDisk(fmt.Errorf("cannot deploy image %s: it needs %s (%d bytes), the disk has %s (%d bytes)",
-		path, n, int64(n), disk.Size(), int64(disk.Size())))
+func tooLarge(what string, n size.Bytes, disk Target) error {
+	return onDisk(fmt.Errorf("cannot deploy %s: it needs %s (%d bytes), the disk has %s (%d bytes)",
+		what, n, int64(n), disk.Size(), int64(disk.Size())))
 }
 
 // CheckEnds reads the image's ends, so that one that is damaged there is found

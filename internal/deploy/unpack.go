@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"path/filepath"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -25,13 +24,15 @@ const maxIdle = 100
 type chunk struct {
 	off    size.Bytes
 	data   []byte
-	buffer *[]byte // that data is in
+	buffer *[]byte    // that data is in
+	zeros  size.Bytes // how many there are, in place of data
 }
 
-// unpacking is one stream on its way to the disk.
+func (c chunk) end() size.Bytes { return c.off + size.Bytes(len(c.data)) + c.zeros }
+
+// unpacking is what comes in chunks on its way to the disk.
 type unpacking struct {
 	*writer
-	stream *image.Stream
 	chunks chan chunk
 	held   []part // as large as an image that fills the disk needs them
 
@@ -43,15 +44,20 @@ type unpacking struct {
 // the stream has parts that can be decoded by themselves.
 func (w *writer) unpack(ctx context.Context, s *image.Stream) (*Written, error) {
 	total, _ := s.Size()
-	stop := w.report(total)
-	defer stop()
+	w.total.Store(int64(total))
+	return w.take(ctx, func(ctx context.Context, u *unpacking) error { return u.decode(ctx, s) })
+}
+
+// take writes the chunks that fill sends, while it sends more.
+func (w *writer) take(ctx context.Context, fill func(context.Context, *unpacking) error) (*Written, error) {
+	defer w.report()()
 	workers, restore := workers()
 	defer restore()
-	u := &unpacking{writer: w, stream: s, chunks: make(chan chunk, workers), held: ends(w.disk, w.disk.Size())}
+	u := &unpacking{writer: w, chunks: make(chan chunk, workers), held: ends(w.disk, w.disk.Size())}
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer close(u.chunks)
-		return u.decode(gctx)
+		return fill(gctx, u)
 	})
 	for range workers {
 		group.Go(func() error { return u.store(gctx) })
@@ -63,20 +69,20 @@ func (w *writer) unpack(ctx context.Context, s *image.Stream) (*Written, error) 
 }
 
 // decode reads the parts, as many at once as the stream allows.
-func (u *unpacking) decode(ctx context.Context) error {
+func (u *unpacking) decode(ctx context.Context, s *image.Stream) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(u.stream.Workers())
-	for _, p := range u.stream.Parts() {
+	group.SetLimit(s.Workers())
+	for _, p := range s.Parts() {
 		if ctx.Err() != nil {
 			break
 		}
-		group.Go(func() error { return u.decodePart(ctx, p) })
+		group.Go(func() error { return u.decodePart(ctx, s, p) })
 	}
 	return group.Wait()
 }
 
-func (u *unpacking) decodePart(ctx context.Context, p image.Part) (err error) {
-	r, err := u.stream.Reader(p)
+func (u *unpacking) decodePart(ctx context.Context, s *image.Stream, p image.Part) (err error) {
+	r, err := s.Reader(p)
 	if err != nil {
 		return err
 	}
@@ -87,9 +93,9 @@ func (u *unpacking) decodePart(ctx context.Context, p image.Part) (err error) {
 		n, err := fill(r, (*buffer)[:off.AlignDown(u.chunk)+u.chunk-off])
 		ended := err == io.EOF
 		if err != nil && !ended {
-			return fmt.Errorf("cannot unpack image %s at offset %d of its disk: %w", u.path, int64(off)+int64(n), err)
+			return fmt.Errorf("cannot unpack %s at offset %d of its disk: %w", u.what, int64(off)+int64(n), err)
 		}
-		if err := u.send(ctx, chunk{off, (*buffer)[:n], buffer}); err != nil {
+		if err := u.send(ctx, chunk{off: off, data: (*buffer)[:n], buffer: buffer}); err != nil {
 			return err
 		}
 		if off += size.Bytes(n); ended {
@@ -116,10 +122,10 @@ func fill(r io.Reader, b []byte) (n int, err error) {
 
 // send hands a chunk to the goroutines that write, if the disk has room for it.
 func (u *unpacking) send(ctx context.Context, c chunk) error {
-	end := c.off + size.Bytes(len(c.data))
+	end := c.end()
 	if end > u.disk.Size() {
-		return onDisk(fmt.Errorf("cannot deploy image %s: it unpacks to more than the disk's %s (%d bytes)",
-			u.path, u.disk.Size(), int64(u.disk.Size())))
+		return onDisk(fmt.Errorf("cannot deploy %s: it unpacks to more than the disk's %s (%d bytes)",
+			u.what, u.disk.Size(), int64(u.disk.Size())))
 	}
 	u.mu.Lock()
 	u.end = max(u.end, end)
@@ -138,23 +144,33 @@ func (u *unpacking) store(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		for _, h := range u.held {
-			copyOverlap(h, c)
+		if err := u.storeChunk(c); err != nil {
+			return err
 		}
-		from := max(c.off, u.held[0].end())
-		to := min(c.off+size.Bytes(len(c.data)), u.held[1].off)
-		if from < to {
-			if err := u.writeSparse(c.data[from-c.off:to-c.off], from); err != nil {
-				return err
-			}
-		}
-		u.buffers.Put(c.buffer)
 	}
 	return nil
 }
 
+func (u *unpacking) storeChunk(c chunk) error {
+	from, to := max(c.off, u.held[0].end()), min(c.end(), u.held[1].off)
+	if c.zeros > 0 { // which the ends are in any case
+		if from >= to {
+			return nil
+		}
+		return u.writeZeros(from, to-from)
+	}
+	defer u.buffers.Put(c.buffer)
+	for _, h := range u.held {
+		copyOverlap(h, c)
+	}
+	if from >= to {
+		return nil
+	}
+	return u.writeSparse(c.data[from-c.off:to-c.off], from)
+}
+
 func copyOverlap(h part, c chunk) {
-	from, to := max(h.off, c.off), min(h.end(), c.off+size.Bytes(len(c.data)))
+	from, to := max(h.off, c.off), min(h.end(), c.end())
 	if from < to {
 		copy(h.data[from-h.off:], c.data[from-c.off:to-c.off])
 	}
@@ -164,14 +180,14 @@ func copyOverlap(h part, c chunk) {
 // it.
 func (u *unpacking) written() (*Written, error) {
 	if u.end == 0 {
-		return nil, fmt.Errorf("cannot deploy image %s: it unpacks to nothing", u.path)
+		return nil, fmt.Errorf("cannot deploy %s: it unpacks to nothing", u.what)
 	}
 	end := u.end.AlignUp(sectorSize)
 	if end > u.disk.Size() {
-		return nil, tooLarge(u.path, end, u.disk)
+		return nil, tooLarge(u.what, end, u.disk)
 	}
 	if end > u.end {
-		slog.Warn(fmt.Sprintf("the image of %d bytes is no multiple of 512: %d zeros are added", int64(u.end), int64(end-u.end)), "image", filepath.Base(u.path))
+		slog.Warn(fmt.Sprintf("%s of %d bytes is no multiple of 512: %d zeros are added", u.what, int64(u.end), int64(end-u.end)))
 		from, to := max(u.end, u.held[0].end()), min(end, u.held[1].off)
 		if from < to {
 			if err := u.disk.Zero(from, to-from); err != nil {

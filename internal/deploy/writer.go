@@ -34,10 +34,11 @@ const (
 
 // writer copies the middle of an image.
 type writer struct {
-	path    string // the image's
+	what    string // is written, for messages: image /path
 	disk    Target
 	chunk   size.Bytes
 	buffers sync.Pool
+	total   atomic.Int64 // bytes to write; 0 where that is not known
 	written atomic.Int64 // bytes written as data
 	zeroed  atomic.Int64 // bytes the disk was asked to zero
 }
@@ -48,8 +49,8 @@ type job struct {
 	zero   bool
 }
 
-func newWriter(path string, chunk size.Bytes, disk Target) *writer {
-	w := &writer{path: path, disk: disk, chunk: chunk}
+func newWriter(what string, chunk size.Bytes, disk Target) *writer {
+	w := &writer{what: what, disk: disk, chunk: chunk}
 	w.buffers.New = func() any { b := make([]byte, w.chunk); return &b }
 	return w
 }
@@ -60,8 +61,8 @@ func (w *writer) write(ctx context.Context, img image.Image, from, to size.Bytes
 	if from >= to {
 		return nil
 	}
-	stop := w.report(to - from)
-	defer stop()
+	w.total.Store(int64(to - from))
+	defer w.report()()
 	workers, restore := workers()
 	defer restore()
 	group, gctx := errgroup.WithContext(ctx)
@@ -89,7 +90,7 @@ func workers() (n int, restore func()) {
 // stopped makes a cancellation's cause the error.
 func (w *writer) stopped(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return fmt.Errorf("stopped while writing image %s: %w", w.path, context.Cause(ctx))
+		return fmt.Errorf("stopped while writing %s: %w", w.what, context.Cause(ctx))
 	}
 	return err
 }
@@ -233,8 +234,7 @@ var zeros [scanUnit]byte
 func isZero(b []byte) bool { return bytes.Equal(b, zeros[:len(b)]) }
 
 // report logs the progress of a long run until the returned function is called.
-// A total of 0 is not known.
-func (w *writer) report(total size.Bytes) (stop func()) {
+func (w *writer) report() (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		ticker := time.NewTicker(reportEvery)
@@ -247,10 +247,10 @@ func (w *writer) report(total size.Bytes) (stop func()) {
 			}
 			now := w.written.Load() + w.zeroed.Load()
 			done := size.Bytes(now).String()
-			if total > 0 {
-				done = fmt.Sprintf("%d%%", now*100/int64(total))
+			if total := w.total.Load(); total > 0 {
+				done = fmt.Sprintf("%d%%", now*100/total)
 			}
-			slog.Info("writing image", "done", done,
+			slog.Info("writing "+w.what, "done", done,
 				"speed", fmt.Sprintf("%.0f MiB/s", float64(now-last)/float64(size.MiB)/reportEvery.Seconds()))
 			last = now
 		}

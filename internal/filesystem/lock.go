@@ -19,12 +19,28 @@ const runDir = "/run/ganeti-instance-image"
 // same UUID mounted, where that matters: a btrfs of a kernel before 6.7 may take
 // the second disk with that UUID, as two instances of one image have it, for the
 // first. Everywhere else it returns at once. Hold the lock from before the mount
-// until after the unmount; it is released when the process ends, too.
+// until after the unmount; it is released when the process ends, too. One that
+// mount-disks keeps mounted, or the node itself, has no lock, and is an error.
 func Lock(ctx context.Context, info Info) (unlock func() error, err error) {
 	if info.Kind != Btrfs || kernelAtLeast(6, 7) {
 		return func() error { return nil }, nil
 	}
-	return lockUUID(ctx, runDir, info.UUID)
+	unlock, err = lockUUID(ctx, runDir, info.UUID)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkUnmounted("/sys/fs/btrfs", info.UUID); err != nil {
+		return nil, errors.Join(err, unlock())
+	}
+	return unlock, nil
+}
+
+// checkUnmounted looks where the kernel lists each btrfs that is mounted.
+func checkUnmounted(dir, uuid string) error {
+	if _, err := os.Stat(filepath.Join(dir, uuid)); err != nil {
+		return nil
+	}
+	return fmt.Errorf("cannot use the btrfs %s: another one of that UUID is mounted on this node, and its kernel, older than 6.7, cannot tell them apart", uuid)
 }
 
 func lockUUID(ctx context.Context, dir, uuid string) (func() error, error) {

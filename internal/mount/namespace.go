@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -36,18 +37,25 @@ func Inside() bool {
 
 // RunInside runs the program anew, with the same arguments, environment and
 // standard files, in a mount and a pid namespace of its own, and returns its
-// exit code. Signals that ask this process to stop are handed on.
+// exit code. Signals that ask this process to stop are handed on, and so are the
+// descriptors that the named environment variables hold the numbers of.
 //
 // What is mounted there is seen by no other process, and whatever is started
 // there ends with it: the kernel kills every process of a pid namespace whose
 // first one is gone, and kills that first one when this process goes. So not
 // even SIGKILL leaves a mount, or a program that keeps a loop device.
-func RunInside() (int, error) {
+func RunInside(descriptors ...string) (int, error) {
 	// The kernel watches the thread that started the process.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args, cmd.Env = os.Args, append(os.Environ(), marker+"=1")
+	for _, name := range descriptors {
+		if fd, err := strconv.Atoi(os.Getenv(name)); err == nil && fd > 2 {
+			cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", name, 3+len(cmd.ExtraFiles)))
+			cmd.ExtraFiles = append(cmd.ExtraFiles, os.NewFile(uintptr(fd), name))
+		}
+	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID, Pdeathsig: unix.SIGKILL}
 	signals := make(chan os.Signal, 8)

@@ -21,6 +21,7 @@ import (
 	"ganeti-instance-image/internal/guest"
 	"ganeti-instance-image/internal/layout"
 	"ganeti-instance-image/internal/lvm"
+	"ganeti-instance-image/internal/size"
 	"ganeti-instance-image/internal/undo"
 )
 
@@ -30,6 +31,7 @@ type Part struct {
 	Info             filesystem.Info
 	Group, Volume    string // of a logical volume, whose place and length Partition has; else empty
 	Device           string // the loop device over it; "" until it is attached
+	mounted, warned  bool
 }
 
 // Tree is a guest's file systems, mounted as the guest itself would mount them.
@@ -40,13 +42,42 @@ type Tree struct {
 	// nil where /boot is a directory of the root file system.
 	RootPart, BootPart *Part
 
-	disk  *block.Device
-	table *layout.Table
-	parts []*Part
-	flags uintptr
-	leave string
-	steps *undo.Stack
+	disk   Disk
+	table  *layout.Table
+	parts  []*Part
+	mounts []Mount
+	left   []string
+	// beside are pieces of other disks, which are mounted too.
+	beside []*Part
+	flags  uintptr
+	leave  string
+	// readOnly keeps every byte of the disk as it is.
+	readOnly bool
+	steps    *undo.Stack
 }
+
+// Disk is what a tree is on: a block.Device, or a block.Source that is mounted
+// read-only.
+type Disk interface {
+	io.ReaderAt
+	Path() string
+	Size() size.Bytes
+}
+
+// Mount is a file system of the guest's that is mounted.
+type Mount struct {
+	At         string // where the guest has it
+	Part       *Part
+	Unreplayed string // why its files may not be as they were, where it is mounted read-only; else empty
+}
+
+// Mounts are the tree's file systems, in the order in which they were mounted,
+// the root first.
+func (t *Tree) Mounts() []Mount { return t.mounts }
+
+// Left are the mount points of file systems of this disk that could not be
+// mounted.
+func (t *Tree) Left() []string { return t.left }
 
 // Options are choices for a whole tree.
 type Options struct {
@@ -56,6 +87,10 @@ type Options struct {
 	// Leave is a mount point whose file system stays unmounted, since something
 	// else than the kernel writes to it.
 	Leave string
+	// Dir is where the root is mounted, instead of a directory below RunDir.
+	Dir string
+	// ReadOnly keeps every byte of the disk as it is: no journal is replayed.
+	ReadOnly bool
 }
 
 // ErrNoRoot says that no file system of the disk is the root of a Linux system.
@@ -67,7 +102,7 @@ var ErrNoRoot = errors.New("the disk has no root file system of a Linux system")
 // root is looked for from the last partition by position to the first, since
 // it is the last one on almost every cloud image. Where every file system could
 // be looked at and none is a root, the error wraps ErrNoRoot.
-func Open(ctx context.Context, disk *block.Device, table *layout.Table, options Options, steps *undo.Stack) (*Tree, error) {
+func Open(ctx context.Context, disk Disk, table *layout.Table, options Options, steps *undo.Stack) (*Tree, error) {
 	t, err := open(ctx, disk, table, options, steps)
 	if err != nil {
 		return nil, err
@@ -79,7 +114,7 @@ func Open(ctx context.Context, disk *block.Device, table *layout.Table, options 
 }
 
 // FindRoot tells where the root file system is. Nothing is left mounted.
-func FindRoot(ctx context.Context, disk *block.Device, table *layout.Table) (part *Part, err error) {
+func FindRoot(ctx context.Context, disk Disk, table *layout.Table) (part *Part, err error) {
 	var steps undo.Stack
 	defer steps.Unwind(&err)
 	t, err := open(ctx, disk, table, Options{}, &steps)
@@ -90,18 +125,28 @@ func FindRoot(ctx context.Context, disk *block.Device, table *layout.Table) (par
 }
 
 // open mounts the root file system alone.
-func open(ctx context.Context, disk *block.Device, table *layout.Table, options Options, steps *undo.Stack) (*Tree, error) {
-	t := &Tree{Dir: filepath.Join(RunDir, "target"), disk: disk, table: table, flags: unix.MS_NOATIME, leave: options.Leave, steps: steps}
-	if !options.Trusted {
-		t.flags |= unix.MS_NOSUID | unix.MS_NODEV
+func open(ctx context.Context, disk Disk, table *layout.Table, options Options, steps *undo.Stack) (*Tree, error) {
+	t, err := prepare(disk, table, options, steps)
+	if err != nil {
+		return nil, err
 	}
 	if err := os.MkdirAll(t.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("cannot make the mount point: %w", err)
 	}
-	if err := t.probe(); err != nil {
-		return nil, err
-	}
 	return t, t.findRoot(ctx)
+}
+
+// prepare finds out what the disk holds, and mounts nothing.
+func prepare(disk Disk, table *layout.Table, options Options, steps *undo.Stack) (*Tree, error) {
+	t := &Tree{Dir: cmp.Or(options.Dir, filepath.Join(RunDir, "target")), disk: disk, table: table, flags: unix.MS_NOATIME,
+		leave: options.Leave, readOnly: options.ReadOnly, steps: steps}
+	if !options.Trusted {
+		t.flags |= unix.MS_NOSUID | unix.MS_NODEV
+	}
+	if options.ReadOnly {
+		t.flags |= unix.MS_RDONLY
+	}
+	return t, t.probe()
 }
 
 // probe finds out what each partition holds.
@@ -224,6 +269,7 @@ func (t *Tree) tryRoot(ctx context.Context, part *Part, subvolume string) (bool,
 		isRoot := root.IsRoot()
 		err = root.Close()
 		if isRoot && err == nil {
+			part.mounted = true
 			t.keep(t.Dir)
 			return true, nil
 		}
@@ -249,7 +295,7 @@ func (t *Tree) attach(ctx context.Context, part *Part) error {
 		return err
 	}
 	t.steps.Push("unlock the file system's UUID", unlock)
-	loop, err := block.Attach(t.disk.Path(), part.Start, part.Length, t.table.Sector(), false)
+	loop, err := block.Attach(t.disk.Path(), part.Start, part.Length, t.table.Sector(), t.readOnly)
 	if err != nil {
 		return err
 	}
@@ -261,7 +307,7 @@ func (t *Tree) attach(ctx context.Context, part *Part) error {
 // twin returns a btrfs of the same UUID that is attached already: kernels cannot
 // tell the two apart.
 func (t *Tree) twin(part *Part) *Part {
-	for _, other := range t.parts {
+	for _, other := range slices.Concat(t.parts, t.beside) {
 		if other.Device != "" && part.Info.Kind == filesystem.Btrfs && other.Info.UUID == part.Info.UUID {
 			return other
 		}
@@ -274,11 +320,43 @@ func (t *Tree) mount(part *Part, dir string, options []string) error {
 		return fmt.Errorf("cannot mount partition %d (%s): %s", part.Number, part.Info.Kind, part.Info.Apart)
 	}
 	options = append(options, filesystem.MountOptions(part.Info.Kind)...)
+	if t.readOnly {
+		return t.mountReadOnly(part, dir, options)
+	}
 	err := unix.Mount(part.Device, dir, string(part.Info.Kind), t.flags, strings.Join(options, ","))
 	if err != nil {
 		return fmt.Errorf("cannot mount partition %d (%s): %w", part.Number, part.Info.Kind, err)
 	}
 	return nil
+}
+
+// mountReadOnly mounts without replaying a journal, and says where one waits for
+// that.
+func (t *Tree) mountReadOnly(part *Part, dir string, options []string) (err error) {
+	for _, more := range filesystem.NoReplayOptions(part.Info.Kind) {
+		all := slices.Concat(options, more)
+		if err = unix.Mount(part.Device, dir, string(part.Info.Kind), t.flags, strings.Join(all, ",")); !errors.Is(err, unix.EINVAL) {
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("cannot mount partition %d (%s) read-only: %w", part.Number, part.Info.Kind, err)
+	}
+	if why := t.unreplayed(part); why != "" && !part.warned {
+		part.warned = true
+		slog.Warn("the file system was not unmounted cleanly, and its journal is not replayed: files may be old or damaged",
+			"partition", part.Number, "volume", part.Volume, "type", part.Info.Kind, "cause", why)
+	}
+	return nil
+}
+
+// unreplayed tells why the files of a file system that is mounted read-only may
+// not be as they were.
+func (t *Tree) unreplayed(part *Part) string {
+	if !t.readOnly {
+		return ""
+	}
+	return filesystem.Unreplayed(io.NewSectionReader(t.disk, int64(part.Start), int64(part.Length)), part.Length, part.Info.Kind)
 }
 
 // keep has dir unmounted at the end.
@@ -293,6 +371,7 @@ func (t *Tree) openRoot() error {
 	}
 	t.Root = root
 	t.steps.Push("close the guest's root", root.Close)
+	t.mounts = append(t.mounts, Mount{"/", t.RootPart, t.unreplayed(t.RootPart)})
 	return nil
 }
 
@@ -312,11 +391,17 @@ func (t *Tree) mountFSTab(ctx context.Context) error {
 	})
 	for _, entry := range entries {
 		if err := t.mountEntry(ctx, entry); err != nil {
+			if !errors.Is(err, errElsewhere) {
+				t.left = append(t.left, entry.Mountpoint)
+			}
 			slog.Warn("left a file system of the guest's fstab unmounted", "mountpoint", entry.Mountpoint, "cause", err)
 		}
 	}
 	return nil
 }
+
+// errElsewhere says that a file system is not on the disk.
+var errElsewhere = errors.New("this disk has no")
 
 func (t *Tree) mountEntry(ctx context.Context, entry guest.FSTabEntry) error {
 	target := path.Clean(entry.Mountpoint)
@@ -325,7 +410,7 @@ func (t *Tree) mountEntry(ctx context.Context, entry guest.FSTabEntry) error {
 	}
 	part := t.find(entry.Device)
 	if part == nil && filesystem.Kind(entry.Type).Mountable() {
-		return fmt.Errorf("this disk has no %s", entry.Device)
+		return fmt.Errorf("%w %s", errElsewhere, entry.Device)
 	}
 	if part == nil || !part.Info.Kind.Mountable() {
 		return nil
@@ -348,7 +433,9 @@ func (t *Tree) mountEntry(ctx context.Context, entry guest.FSTabEntry) error {
 	if err := t.mount(part, at, subvolumeOf(entry.Options)); err != nil {
 		return err
 	}
+	part.mounted = true
 	t.keep(where)
+	t.mounts = append(t.mounts, Mount{target, part, t.unreplayed(part)})
 	if target == "/boot" && part != t.RootPart {
 		t.BootPart = part
 	}
@@ -418,8 +505,8 @@ func unmount(dir string) error {
 	return err
 }
 
-// holders names the processes that have their root, directory, program or an
-// open file below dir, as "pid (name), ...".
+// holders names the processes that have their root, directory, program, a library
+// or an open file below dir, as "pid (name), ...".
 func holders(dir string) string {
 	links, _ := filepath.Glob("/proc/[0-9]*/cwd")
 	more, _ := filepath.Glob("/proc/[0-9]*/fd/*")
@@ -427,15 +514,13 @@ func holders(dir string) string {
 		other, _ := filepath.Glob("/proc/[0-9]*/" + name)
 		more = append(more, other...)
 	}
-	found := map[string]bool{}
+	found := mappers(dir)
 	for _, link := range append(links, more...) {
 		where, err := os.Readlink(link)
 		if err != nil || where != dir && !strings.HasPrefix(where, dir+"/") {
 			continue
 		}
-		pid := strings.Split(link, "/")[2]
-		name, _ := os.ReadFile("/proc/" + pid + "/comm")
-		found[pid+" ("+strings.TrimSpace(string(name))+")"] = true
+		found[processOf(link)] = true
 	}
 	if len(found) == 0 {
 		return "no process that can be seen"
@@ -446,4 +531,23 @@ func holders(dir string) string {
 	}
 	slices.Sort(list)
 	return strings.Join(list, ", ")
+}
+
+// mappers are the processes that have a file below dir in their memory.
+func mappers(dir string) map[string]bool {
+	found := map[string]bool{}
+	files, _ := filepath.Glob("/proc/[0-9]*/maps")
+	for _, file := range files {
+		if text, err := os.ReadFile(file); err == nil && strings.Contains(string(text), " "+dir+"/") {
+			found[processOf(file)] = true
+		}
+	}
+	return found
+}
+
+// processOf names the process that a path in /proc is about: "pid (name)".
+func processOf(path string) string {
+	pid := strings.Split(path, "/")[2]
+	name, _ := os.ReadFile("/proc/" + pid + "/comm")
+	return pid + " (" + strings.TrimSpace(string(name)) + ")"
 }

@@ -7,6 +7,7 @@
 package osapi
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -33,6 +34,16 @@ type Instance struct {
 	DebugLevel int               // DEBUG_LEVEL
 	Disks      []Disk
 	NICs       []NIC
+	Export     Transfer // EXPORT_*, for export
+	Import     Transfer // IMPORT_*, for import
+}
+
+// Transfer is the disk that export reads, or import writes. What export is to
+// read may be a snapshot of the instance's disk, and not that itself.
+type Transfer struct {
+	Index int
+	Path  string // not set where only the hypervisor reaches the disk
+	URI   string
 }
 
 // Disk is one disk of the instance: DISK_n_*.
@@ -89,6 +100,7 @@ func Read(environ []string) (Instance, error) {
 	for n := range e.count("NIC_COUNT", false) {
 		inst.NICs = append(inst.NICs, e.nic(n))
 	}
+	inst.Export, inst.Import = e.transfer("EXPORT_"), e.transfer("IMPORT_")
 	if e.err == nil && strings.ContainsAny(inst.Name+inst.UUID, "/\x00\n") {
 		e.fail("INSTANCE_NAME", fmt.Errorf("%q is not a name", inst.Name))
 	}
@@ -219,6 +231,16 @@ func (e *env) disk(n int) Disk {
 		Size:        size.Bytes(e.number(fmt.Sprintf("DISK_%d_SIZE", n))) * size.MiB,
 		Access:      get("ACCESS"),
 		BackendType: get("BACKEND_TYPE"),
+	}
+}
+
+// transfer reads what a disk is moved from or to. Ganeti before 3.0 gives its path
+// by the name DEVICE alone.
+func (e *env) transfer(prefix string) Transfer {
+	return Transfer{
+		Index: e.number(prefix + "INDEX"),
+		Path:  cmp.Or(e.vars[prefix+"DEVICE"], e.vars[prefix+"DISK_PATH"]),
+		URI:   e.vars[prefix+"DISK_URI"],
 	}
 }
 

@@ -1,8 +1,6 @@
 // Package osscript is what Ganeti calls: create, verify, import, export and
 // rename, each a sequence to be read from top to bottom, and the hooks this
 // project brings.
-//
-// Left out in this version, and refused in one sentence: import and export.
 package osscript
 
 import (
@@ -62,7 +60,9 @@ type creation struct {
 	growth    growth
 	whole     string // a loop device of all of the disk, while the guest is customised
 	steps     *undo.Stack
-	guarded   bool // the disk is made unusable if the operation fails
+	guarded   bool   // the disk is made unusable if the operation fails
+	importing bool   // the disk is filled from a backup
+	head      []byte // what that begins with
 }
 
 // Create deploys the image to the instance's first disk and makes the guest on

@@ -117,11 +117,7 @@ func (c *creation) hasWork() bool {
 func (c *creation) customiseMounted(ctx context.Context) (err error) {
 	var steps undo.Stack
 	defer steps.Unwind(&err)
-	options := mount.Options{Trusted: c.trusted()}
-	if c.tree != nil {
-		options.Leave = espMountpoint // the boot loader's installer writes it, as nodes need not know FAT
-	}
-	tree, err := mount.Open(ctx, c.dev, c.table, options, &steps)
+	tree, err := mount.Open(ctx, c.dev, c.table, c.mountOptions(), &steps)
 	if c.tree == nil && errors.Is(err, mount.ErrNoRoot) {
 		slog.Warn("deployed, not customised", "cause", err)
 		c.sayUntold("there is no root file system")
@@ -136,6 +132,14 @@ func (c *creation) customiseMounted(ctx context.Context) (err error) {
 		return err
 	}
 	return c.customiseTree(ctx, tree, &steps)
+}
+
+func (c *creation) mountOptions() mount.Options {
+	options := mount.Options{Trusted: c.trusted()}
+	if c.tree != nil {
+		options.Leave = espMountpoint // the boot loader's installer writes it, as nodes need not know FAT
+	}
+	return options
 }
 
 func (c *creation) customiseTree(ctx context.Context, tree *mount.Tree, steps *undo.Stack) error {
@@ -315,6 +319,9 @@ func (c *creation) hookEnviron(tree *mount.Tree, steps *undo.Stack) ([]string, e
 		return nil, fmt.Errorf("cannot hand the user-data to the hooks: %w", err)
 	}
 	environ := slices.Concat(settings.WithoutSecrets(c.env.Environ), c.set.Environ())
+	if c.importing {
+		environ = append(environ, "IMPORT_SCRIPT=1")
+	}
 	return append(environ,
 		"TARGET="+tree.Dir,
 		"BLOCKDEV="+blockdev,

@@ -9,11 +9,11 @@ type Class int
 const (
 	Other       Class = 1 // anything else: a tool, the node
 	Input       Class = 2 // what Ganeti or the site said: environment, settings, OS parameters
-	Image       Class = 3 // the image: not found, not downloaded, not accepted
+	Image       Class = 3 // the image or the backup: not found, not downloaded, damaged, not accepted
 	Disk        Class = 4 // the instance's disk: in use, too small, not reachable
 	HookFailed  Class = 5 // a hook
 	Interrupted Class = 6 // the operation was asked to stop
-	Refused     Class = 7 // this version does not do what was asked
+	Refused     Class = 7 // what was asked cannot be done with this disk
 )
 
 // fault is an error with its class.

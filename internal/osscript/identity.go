@@ -20,6 +20,9 @@ import (
 // guest: as the setting says, or else where the guest is made from files or a
 // hook is to make it this instance.
 func (c *creation) wantsIdentity() bool {
+	if c.importing {
+		return c.order.Disk == 0 && c.set.ImportIdentity == "renew"
+	}
 	if c.order.Disk != 0 || c.set.Identity == settings.No {
 		return false
 	}
@@ -33,8 +36,8 @@ func (c *creation) resetIdentity(root *guest.Root) error {
 		return nil
 	}
 	keep := c.set.IdentityKeep
-	if c.enabled("cloud-init") {
-		keep = append(slices.Clone(keep), "cloud-init") // the hook knows what its seed needs
+	if c.enabled("cloud-init") || c.importing && hasSeed(root) {
+		keep = append(slices.Clone(keep), "cloud-init") // who writes the seed knows what it needs
 	}
 	changes, err := root.ResetIdentity(keep)
 	say("identity", changes)

@@ -194,7 +194,7 @@ func (c *creation) renameMounted(ctx context.Context, moved bool) (err error) {
 	}
 	var steps undo.Stack
 	defer steps.Unwind(&err)
-	tree, err := mount.Open(ctx, c.dev, c.table, mount.Options{Trusted: c.trusted()}, &steps)
+	tree, err := mount.Open(ctx, c.dev, c.table, c.mountOptions(), &steps)
 	if err != nil && ctx.Err() != nil {
 		return err
 	}

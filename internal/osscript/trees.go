@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -35,7 +36,10 @@ import (
 
 // treeImage is an image that holds files, and the disk that is laid out for it.
 type treeImage struct {
-	archives []archive
+	name     string                    // what it is, for messages: a file's path
+	archives iter.Seq2[archive, error] // in the order in which they are unpacked
+	boot     bool                      // one of them is that of /boot
+	packed   size.Bytes                // what the root's takes; 0 where that is not known
 	places   []layout.Place
 	kind     layout.Kind // of the table; empty until the guest's files say what boots them
 	systems  []*system   // what the partitions hold, in the disk's order
@@ -72,7 +76,11 @@ const espMountpoint = "/boot/efi"
 
 // openTree opens an image that holds files.
 func (c *creation) openTree(found store.Found) error {
-	c.tree = &treeImage{}
+	c.tree = &treeImage{name: found.Path, boot: found.Boot != ""}
+	if info, err := os.Stat(found.Path); err == nil {
+		c.tree.packed = size.Bytes(info.Size())
+	}
+	var archives []archive
 	paths := []archive{{path: found.Path, below: "/"}}
 	if found.Boot != "" {
 		paths = append(paths, archive{path: found.Boot, below: "/boot"})
@@ -90,8 +98,15 @@ func (c *creation) openTree(found store.Found) error {
 			return err
 		}
 		c.steps.Push("close the image", a.Close)
-		c.tree.archives = append(c.tree.archives, a)
+		archives = append(archives, a)
 		slog.Info("image", "file", a.path, "format", c.imageType)
+	}
+	c.tree.archives = func(yield func(archive, error) bool) {
+		for _, a := range archives {
+			if !yield(a, nil) {
+				return
+			}
+		}
 	}
 	return nil
 }
@@ -116,9 +131,9 @@ func openDump(path string) (*dump.Archive, error) {
 }
 
 // wantsLoader tells whether the guest is to be made to boot by itself: by the
-// hook grub, or because the setting says so.
+// hook grub, because the setting says so, or because it did when it was exported.
 func (c *creation) wantsLoader() bool {
-	return !c.inst.ExternalKernel() && (c.set.GRUB == "auto" || c.enabled("grub"))
+	return !c.inst.ExternalKernel() && (c.set.GRUB == "auto" || c.enabled("grub") || c.importing)
 }
 
 // hasLoader tells whether the disk has a boot loader of its own.
@@ -226,11 +241,7 @@ func (c *creation) planTree() (err error) {
 // half of them.
 func (c *creation) leastRoot() size.Bytes {
 	least := filesystem.Kind(c.set.Filesystem).Least()
-	if info, err := os.Stat(c.tree.archives[0].path); err == nil {
-		packed := size.Bytes(info.Size())
-		least = max(least, packed-c.set.BootSize, packed/2)
-	}
-	return least
+	return max(least, c.tree.packed-c.set.BootSize, c.tree.packed/2)
 }
 
 // canMakeESP looks for the programs that make an ESP and write to it.
@@ -348,7 +359,10 @@ func (c *creation) fill(ctx context.Context) (err error) {
 		return err
 	}
 	steps.Push("close the guest's root", root.Close)
-	for _, a := range c.tree.archives {
+	for a, err := range c.tree.archives {
+		if err != nil {
+			return classify(Image, err)
+		}
 		if err := c.unpackBelow(ctx, a, root); err != nil {
 			return err
 		}
@@ -408,7 +422,7 @@ func (c *creation) unpack(ctx context.Context, a archive, dir string) error {
 // serial console.
 func (c *creation) settle(ctx context.Context, root *guest.Root) error {
 	if !root.IsRoot() {
-		return classify(Image, fmt.Errorf("cannot use %s: it has no root file system of a Linux system in it (no /etc with fstab or hosts, and /bin)", c.tree.archives[0].path))
+		return classify(Image, fmt.Errorf("cannot use %s: it has no root file system of a Linux system in it (no /etc with fstab or hosts, and /bin)", c.tree.name))
 	}
 	if err := c.checkBootThere(root); err != nil {
 		return classify(Image, err)
@@ -442,7 +456,7 @@ func (c *creation) settle(ctx context.Context, root *guest.Root) error {
 // checkBootThere refuses a dump whose /boot was a file system of its own, and is
 // missing.
 func (c *creation) checkBootThere(root *guest.Root) error {
-	if c.imageType != image.TypeDump || len(c.tree.archives) > 1 || c.inst.ExternalKernel() {
+	if c.imageType != image.TypeDump || c.tree.boot || c.inst.ExternalKernel() {
 		return nil
 	}
 	entries, err := root.FSTab()
@@ -455,7 +469,7 @@ func (c *creation) checkBootThere(root *guest.Root) error {
 		return err
 	}
 	return fmt.Errorf("cannot use %s: its /boot is a file system of its own, of which there is no dump beside it: put it there as NAME-boot.dump",
-		c.tree.archives[0].path)
+		c.tree.name)
 }
 
 // mountPoints are directories that an archive may be without, as they are empty

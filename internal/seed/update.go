@@ -42,6 +42,25 @@ func Update(root *guest.Root, files []File, onDisk, moved bool) ([]string, error
 	return w.changes, err
 }
 
+// Replace gives a guest that has a seed of ours another, by which it is another
+// instance. What of the old one nobody may know any more stays: user-data and
+// vendor-data.
+func Replace(root *guest.Root, files []File) ([]string, error) {
+	if !root.Exists(configFile) {
+		return nil, nil
+	}
+	files = slices.Clone(files)
+	for i, f := range files {
+		if f.Name != "user-data" && f.Name != "vendor-data" {
+			continue
+		}
+		if old, err := root.ReadFile(seedDir+"/"+f.Name, fileLimit); err == nil {
+			files[i].Data = old
+		}
+	}
+	return Write(root, files)
+}
+
 // outdated are the files of the seed in the guest that must change, the one
 // about the network first.
 func (w *writer) outdated(files []File) ([]File, error) {

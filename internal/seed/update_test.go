@@ -62,6 +62,23 @@ func TestUpdate(t *testing.T) {
 }
 
 // A guest may have anything in the place of its seed.
+func TestReplace(t *testing.T) {
+	fresh := []File{{"meta-data", []byte("instance-id: \"other\"\nlocal-hostname: \"new.example.org\"\n")}, {"network-config", []byte("new")}, {"user-data", []byte("other")}}
+	root, dir := image(t, map[string]string{configFile: string(config("in " + seedDir)), seedDir + "/meta-data": seededID, seedDir + "/network-config": "old", seedDir + "/user-data": "mine"})
+	if _, err := Replace(root, fresh); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"meta-data": "other", "network-config": "new", "user-data": "mine"} {
+		if text, err := os.ReadFile(filepath.Join(dir, seedDir, name)); err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("%s: %q, %v, want %q", name, text, err, want)
+		}
+	}
+	root, dir = image(t, map[string]string{seedDir + "/meta-data": seededID})
+	if changes, err := Replace(root, fresh); err != nil || len(changes) > 0 {
+		t.Errorf("one that is not ours in %s: %q, %v", dir, changes, err)
+	}
+}
+
 func TestUpdateOfAStrangeSeed(t *testing.T) {
 	fresh := []File{{"meta-data", []byte("instance-id: \"other\"\nlocal-hostname: \"new\"\n")}, {"network-config", nil}}
 	for _, text := range []string{"", "[]", "local-hostname: x\n", "\x00", "instance-id: {a: b}\n"} {

@@ -29,36 +29,39 @@ type kind struct {
 }
 
 var (
-	yesNo          = kind{check: checkYesNo}
-	tristate       = kind{check: checkYesNo}
-	sizeMiB        = kind{check: checkSize}
-	anyText        = kind{check: checkText}
-	oneLine        = kind{check: checkOneLine}
-	component      = kind{check: matching(`[A-Za-z0-9_][A-Za-z0-9_.+~@:=,-]{0,199}`, "one name without a slash: letters, digits and _ . + ~ @ : = , - and no dot or dash first")}
-	arch           = kind{check: matching(`[A-Za-z0-9_.-]{1,64}`, "letters, digits and _ . - only")}
-	userName       = kind{check: matching(`[A-Za-z_][A-Za-z0-9_.-]{0,31}`, "a user's name: letters, digits and _ . - and at most 32 of them")}
-	absPath        = kind{check: checkPath}
-	partitionTable = kind{check: oneOf("auto", "msdos", "gpt")}
-	filesystem     = kind{check: oneOf("ext2", "ext3", "ext4", "xfs", "btrfs")}
-	options        = kind{check: checkOptions, separator: " "}
-	grub           = kind{check: oneOf("auto", "no")}
-	imageType      = kind{check: checkImageType}
-	webURL         = kind{check: checkURL, fetched: true}
-	urlPrefixes    = kind{check: each(checkPrefix), separator: " "}
-	paramNames     = kind{check: each(checkParamName), separator: " "}
-	sshKeys        = kind{check: checkKeys, separator: "\n"}
-	addresses      = kind{check: each(checkAddress), separator: " "}
-	domains        = kind{check: each(matching(`[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})`, "domain names")), separator: " "}
-	base64Text     = kind{check: checkBase64, secret: true}
-	userData       = kind{check: checkText, secret: true}
-	diskName       = kind{check: matching(`[1-9][0-9]?|[A-Za-z_][A-Za-z0-9_.+~@:=,-]{0,199}`, "the number of a disk, from 1 on, or its name")}
-	diskUse        = kind{check: checkDiskUse}
-	identityParts  = kind{check: each(oneOf(IdentityParts...)), separator: " "}
-	seconds        = kind{check: matching(`0|[1-9][0-9]{0,5}`, "a number of seconds, or 0 for no limit")}
-	initramfs      = kind{check: oneOf("no", "rebuild")}
-	password       = kind{check: checkPassword, secret: true}
-	passwordHash   = kind{check: checkPasswordHash, secret: true}
-	guestFiles     = kind{check: checkGuestFiles, secret: true}
+	yesNo             = kind{check: checkYesNo}
+	tristate          = kind{check: checkYesNo}
+	sizeMiB           = kind{check: checkSize}
+	anyText           = kind{check: checkText}
+	oneLine           = kind{check: checkOneLine}
+	component         = kind{check: matching(`[A-Za-z0-9_][A-Za-z0-9_.+~@:=,-]{0,199}`, "one name without a slash: letters, digits and _ . + ~ @ : = , - and no dot or dash first")}
+	arch              = kind{check: matching(`[A-Za-z0-9_.-]{1,64}`, "letters, digits and _ . - only")}
+	userName          = kind{check: matching(`[A-Za-z_][A-Za-z0-9_.-]{0,31}`, "a user's name: letters, digits and _ . - and at most 32 of them")}
+	absPath           = kind{check: checkPath}
+	partitionTable    = kind{check: oneOf("auto", "msdos", "gpt")}
+	filesystem        = kind{check: oneOf("ext2", "ext3", "ext4", "xfs", "btrfs")}
+	options           = kind{check: checkOptions, separator: " "}
+	grub              = kind{check: oneOf("auto", "no")}
+	imageType         = kind{check: checkImageType}
+	webURL            = kind{check: checkURL, fetched: true}
+	urlPrefixes       = kind{check: each(checkPrefix), separator: " "}
+	paramNames        = kind{check: each(checkParamName), separator: " "}
+	sshKeys           = kind{check: checkKeys, separator: "\n"}
+	addresses         = kind{check: each(checkAddress), separator: " "}
+	domains           = kind{check: each(matching(`[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})`, "domain names")), separator: " "}
+	base64Text        = kind{check: checkBase64, secret: true}
+	userData          = kind{check: checkText, secret: true}
+	diskName          = kind{check: matching(`[1-9][0-9]?|[A-Za-z_][A-Za-z0-9_.+~@:=,-]{0,199}`, "the number of a disk, from 1 on, or its name")}
+	diskUse           = kind{check: checkDiskUse}
+	identityParts     = kind{check: each(oneOf(IdentityParts...)), separator: " "}
+	seconds           = kind{check: matching(`0|[1-9][0-9]{0,5}`, "a number of seconds, or 0 for no limit")}
+	initramfs         = kind{check: oneOf("no", "rebuild")}
+	exportFormat      = kind{check: oneOf(ExportTar, ExportRaw, ExportQCOW2, ExportDump)}
+	exportCompression = kind{check: oneOf("zstd", "none")}
+	importIdentity    = kind{check: oneOf("keep", "renew")}
+	password          = kind{check: checkPassword, secret: true}
+	passwordHash      = kind{check: checkPasswordHash, secret: true}
+	guestFiles        = kind{check: checkGuestFiles, secret: true}
 )
 
 // decode sets a field from checked text; empty text is the zero value.

@@ -31,7 +31,7 @@ func TestParametersList(t *testing.T) {
 	}
 	want := "cdinstall image_name arch image_type image_url swap swap_size boot_size filesystem partition_table esp_size grub kernel_args nomount grow seed_disk disk_1 " +
 		"disk_2 disk_3 disk_4 disk_5 disk_6 disk_7 disk_8 disk_9 disk_10 disk_11 disk_12 disk_13 disk_14 disk_15 " +
-		"overlay subnet identity identity_keep root_password root_password_hash user_name user_password user_password_hash ssh_keys ssh_keys_url guest_files " +
+		"overlay subnet identity identity_keep import_identity root_password root_password_hash user_name user_password user_password_hash ssh_keys ssh_keys_url guest_files " +
 		"cinit_user cinit_ssh_key cinit_ssh_pwauth cinit_disable_root cinit_manage_resolv_conf dns_servers dns_search user_data user_data_base64 user_data_url os-image"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
@@ -60,7 +60,7 @@ var good = map[string]string{
 	"cinit_manage_resolv_conf": "no", "dns_servers": "192.0.2.1", "dns_search": "example.org", "user_data": "#cloud-config\n", "os_image": "/x.img",
 	"seed_disk": "seed", "disk_1": "swap", "disk_2": "data:xfs:/srv", "disk_3": "seed", "disk_4": "swap", "disk_5": "swap", "disk_6": "swap", "disk_7": "swap",
 	"disk_8": "swap", "disk_9": "swap", "disk_10": "swap", "disk_11": "swap", "disk_12": "swap", "disk_13": "swap", "disk_14": "swap", "disk_15": "data:ext4:/a/b",
-	"identity": "yes", "identity_keep": "machine-id", "root_password": "a b:c", "user_name": "admin", "user_password_hash": sha512, "ssh_keys": key,
+	"identity": "yes", "identity_keep": "machine-id", "import_identity": "renew", "root_password": "a b:c", "user_name": "admin", "user_password_hash": sha512, "ssh_keys": key,
 	"ssh_keys_url": "https://mirror/images/k", "guest_files": `[{"path": "/etc/motd", "text": "hello"}]`,
 }
 

@@ -28,6 +28,14 @@ import (
 	"ganeti-instance-image/internal/size"
 )
 
+// What EXPORT_FORMAT can be.
+const (
+	ExportTar   = "tar"
+	ExportRaw   = "raw"
+	ExportQCOW2 = "qcow2"
+	ExportDump  = "dump"
+)
+
 // Settings is what is wanted for one instance. Its zero value has no origins.
 type Settings struct {
 	CDInstall    bool
@@ -55,13 +63,16 @@ type Settings struct {
 	SeedDisk       string // the number of a further disk, or its name
 	DiskUses       [MaxDisks]DiskUse
 
-	CustomizeDir string
-	OverlaysDir  string
-	Overlay      string // one path component under OverlaysDir
-	NetworksDir  string
-	Subnet       string // one path component under NetworksDir/subnets
-	VariantsDir  string
-	ExportDir    string
+	CustomizeDir      string
+	OverlaysDir       string
+	Overlay           string // one path component under OverlaysDir
+	NetworksDir       string
+	Subnet            string // one path component under NetworksDir/subnets
+	VariantsDir       string
+	ExportFormat      string // ExportTar, ExportRaw, ExportQCOW2 or ExportDump
+	ExportCompression string
+	ImportIdentity    string // keep or renew
+	ImportDir         string
 
 	HookTimeout  time.Duration // 0: none
 	Identity     Tristate

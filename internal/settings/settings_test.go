@@ -105,7 +105,7 @@ func TestDefaults(t *testing.T) {
 		Swap: true, SwapSize: 512 * size.MiB, BootSize: 512 * size.MiB, Filesystem: "ext4", Grow: true,
 		PartitionTable: "auto", ESPSize: 100 * size.MiB, GRUB: "no",
 		CustomizeDir: conf + "hooks", OverlaysDir: conf + "overlays", NetworksDir: conf + "networks", VariantsDir: conf + "variants",
-		ExportDir: "/tmp", HookTimeout: 10 * time.Minute, Initramfs: "no",
+		ExportFormat: "tar", ExportCompression: "zstd", ImportIdentity: "keep", ImportDir: s.Localstate + "/tmp", HookTimeout: 10 * time.Minute, Initramfs: "no",
 	}
 	for _, defaults := range []string{"-", "", "# nothing\n", allEmpty()} {
 		if defaults != "-" {
@@ -191,7 +191,11 @@ func TestEverySetting(t *testing.T) {
 		"NETWORKS_DIR":             {{"/n", "/n"}},
 		"SUBNET":                   {{"vlan42", "vlan42"}},
 		"VARIANTS_DIR":             {{"/v", "/v"}},
+		"EXPORT_FORMAT":            {{"raw", "raw"}, {"qcow2", "qcow2"}, {"dump", "dump"}, {"tar", "tar"}},
 		"EXPORT_DIR":               {{"/e", "/e"}},
+		"EXPORT_COMPRESSION":       {{"none", "none"}, {"zstd", "zstd"}},
+		"IMPORT_IDENTITY":          {{"keep", "keep"}, {"renew", "renew"}},
+		"IMPORT_DIR":               {{"/i", "/i"}},
 		"IDENTITY":                 switches,
 		"IDENTITY_KEEP":            {{"lvm-devices,machine-id  blkid", "lvm-devices machine-id blkid"}, {strings.Join(IdentityParts, ", "), strings.Join(IdentityParts, " ")}},
 		"HOOK_TIMEOUT":             {{"0", "0"}, {"30", "30"}, {"999999", "999999"}},

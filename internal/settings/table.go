@@ -64,7 +64,13 @@ var table = []section{
 		{"HOOK_TIMEOUT", seconds, "600", "", "Seconds after which a hook is ended; 0: never", func(s *Settings) any { return &s.HookTimeout }},
 		{"INITRAMFS", initramfs, "no", "", "rebuild: have the guest's own programs make its initramfs anew, shut off from the node and the network; no: run nothing of the guest's", func(s *Settings) any { return &s.Initramfs }},
 		{"VARIANTS_DIR", absPath, "{sysconf}/ganeti/instance-image/variants", "", "Directory of the variants, NAME.conf", func(s *Settings) any { return &s.VariantsDir }},
-		{"EXPORT_DIR", absPath, "/tmp", "", "Directory for temporary files of exports", func(s *Settings) any { return &s.ExportDir }},
+	}},
+	{"Backups: gnt-backup export and import", []setting{
+		{"EXPORT_FORMAT", exportFormat, "tar", "", "What export writes: tar (what the disk holds, checksummed), raw, qcow2, or dump (tar of boot.dump and root.dump, as the Bash version wrote)", func(s *Settings) any { return &s.ExportFormat }},
+		{"EXPORT_COMPRESSION", exportCompression, "zstd", "", "How an export of the format tar is compressed: zstd or none, as where Ganeti compresses it", func(s *Settings) any { return &s.ExportCompression }},
+		{"EXPORT_DIR", anyText, "", "", "Obsolete and without effect: an export needs no temporary files", nil},
+		{"IMPORT_IDENTITY", importIdentity, "keep", "import_identity", "What an imported guest is: keep: the one that was exported, with its keys and ids; renew: another one, with new ssh host keys, machine-id and the like", func(s *Settings) any { return &s.ImportIdentity }},
+		{"IMPORT_DIR", absPath, "{localstate}/tmp", "", "Directory for the one thing that an import may need room for: a qcow2 image of the Bash version whose tables lie behind its data", func(s *Settings) any { return &s.ImportDir }},
 	}},
 	{"Users and files of the guest, with or without cloud-init", []setting{
 		{"ROOT_PASSWORD", password, "", "root_password", "Password of root, or of Administrator; only one of ROOT_PASSWORD and ROOT_PASSWORD_HASH counts, the one set last", func(s *Settings) any { return &s.RootAccess.Password }},

@@ -3,8 +3,6 @@ package osscript
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 
 	"ganeti-instance-image/internal/osapi"
 	"ganeti-instance-image/internal/settings"
@@ -22,20 +20,4 @@ func Verify(ctx context.Context, env Env, args []string) error {
 		return classify(Input, err)
 	}
 	return classify(Input, settings.Verify(ctx, env.Site, inst, env.Environ))
-}
-
-// Import refuses, after it has read its input to the end: a reader that leaves
-// early makes Ganeti report a broken pipe instead of our reason.
-func Import(stdin io.Reader) error {
-	if _, err := io.Copy(io.Discard, stdin); err != nil {
-		return fmt.Errorf("cannot read the backup: %w", err)
-	}
-	return refuse("import an instance")
-}
-
-// Export refuses.
-func Export() error { return refuse("export an instance") }
-
-func refuse(what string) error {
-	return classify(Refused, fmt.Errorf("cannot %s: this version does not do that yet", what))
 }

@@ -1,0 +1,201 @@
+package backup
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"iter"
+	"runtime"
+	"sync/atomic"
+
+	"github.com/klauspost/compress/zstd"
+
+	"ganeti-instance-image/internal/size"
+	"ganeti-instance-image/internal/used"
+)
+
+const (
+	// frameSize is how much is compressed at a time, in bytes, each a frame of its
+	// own: several processors have work then.
+	frameSize = 4 << 20
+	// maxWorkers bounds memory: each has a frame.
+	maxWorkers = 4
+	// maxWindow is the most that a frame may ask for when it is read, in bytes.
+	maxWindow = 8 << 20
+)
+
+// Compressor compresses with zstd, as RFC 8878 has it, what is written to it. The
+// bytes may be in several frames, which zstd(1) and tar(1) read as one file.
+type Compressor struct {
+	encoder *zstd.Encoder
+	frame   []byte
+	spent   chan []byte
+	queue   chan chan []byte // frames in their order, each to come
+	failed  atomic.Pointer[error]
+	done    chan struct{} // closed when all is written
+}
+
+// NewCompressor begins to write to out. Close must be called, whatever happened.
+func NewCompressor(out io.Writer) (*Compressor, error) {
+	workers := min(maxWorkers, runtime.GOMAXPROCS(0))
+	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(workers))
+	if err != nil {
+		return nil, fmt.Errorf("cannot compress the backup: %w", err)
+	}
+	c := &Compressor{encoder: encoder, spent: make(chan []byte, 2*workers), queue: make(chan chan []byte, workers), done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		c.store(out)
+	}()
+	return c, nil
+}
+
+// store writes frames in their order. After an error it takes the others as they
+// come, so that nobody waits for it.
+func (c *Compressor) store(out io.Writer) {
+	for frame := range c.queue {
+		b := <-frame
+		if c.error() == nil {
+			if _, err := out.Write(b); err != nil {
+				c.failed.Store(&err)
+			}
+		}
+		c.recycle(b)
+	}
+}
+
+func (c *Compressor) error() error {
+	if err := c.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func (c *Compressor) recycle(b []byte) {
+	select {
+	case c.spent <- b:
+	default:
+	}
+}
+
+func (c *Compressor) buffer() []byte {
+	select {
+	case b := <-c.spent:
+		return b[:0]
+	default:
+		return make([]byte, 0, frameSize+frameSize/8)
+	}
+}
+
+// Write takes bytes. What could not be written shows at a later call, at last at
+// Close.
+func (c *Compressor) Write(p []byte) (int, error) {
+	for rest := p; len(rest) > 0 && c.error() == nil; {
+		if c.frame == nil {
+			c.frame = c.buffer()
+		}
+		n := min(len(rest), frameSize-len(c.frame))
+		c.frame = append(c.frame, rest[:n]...)
+		rest = rest[n:]
+		if len(c.frame) == frameSize {
+			c.send()
+		}
+	}
+	if err := c.error(); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// send has a frame compressed.
+func (c *Compressor) send() {
+	frame, result := c.frame, make(chan []byte, 1)
+	c.frame = nil
+	c.queue <- result
+	go func() {
+		result <- c.encoder.EncodeAll(frame, c.buffer())
+		c.recycle(frame)
+	}()
+}
+
+// Close writes what is left.
+func (c *Compressor) Close() error {
+	if len(c.frame) > 0 {
+		c.send()
+	}
+	close(c.queue)
+	<-c.done
+	return c.error()
+}
+
+// zstdMagic begins each frame.
+var zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
+
+// Decompress reads a backup that may be compressed. Its Close must be called.
+func Decompress(in io.Reader, head []byte) (io.ReadCloser, error) {
+	if !bytes.HasPrefix(head, zstdMagic) {
+		return io.NopCloser(in), nil
+	}
+	d, err := decoder(in, 0)
+	if err != nil {
+		return nil, err
+	}
+	return d.IOReadCloser(), nil
+}
+
+func decoder(in io.Reader, concurrency int) (*zstd.Decoder, error) {
+	d, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(concurrency), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		return nil, fmt.Errorf("cannot decompress the backup: %w", err)
+	}
+	return d, nil
+}
+
+// headOf is what compressed bytes begin with, as far as they tell.
+func headOf(head []byte) []byte {
+	if !bytes.HasPrefix(head, zstdMagic) {
+		return head
+	}
+	d, err := decoder(bytes.NewReader(head), 1)
+	if err != nil {
+		return nil
+	}
+	defer d.Close()
+	plain := make([]byte, record)
+	n, _ := io.ReadFull(d, plain)
+	return plain[:n]
+}
+
+const (
+	samples    = 32
+	sampleSize = 128 << 10
+)
+
+// Ratio is what compression leaves of a disk of which so much is in use: of some
+// samples, as an estimate. It is 1 where they cannot be read.
+func Ratio(disk io.ReaderAt, inUse iter.Seq2[used.Range, error], total size.Bytes) float64 {
+	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+	if err != nil || total == 0 {
+		return 1
+	}
+	step := max(total/samples, 1)
+	var seen, next size.Bytes
+	var plain, packed int
+	b, buffer := make([]byte, sampleSize), []byte(nil)
+	for r, err := range inUse {
+		if err != nil {
+			return 1
+		}
+		for ; next < seen+r.Length; next += step {
+			at := r.Start + next - seen
+			part := b[:min(sampleSize, r.Start+r.Length-at)]
+			if _, err := disk.ReadAt(part, int64(at)); err != nil {
+				return 1
+			}
+			buffer = encoder.EncodeAll(part, buffer[:0])
+			plain, packed = plain+len(part), packed+len(buffer)
+		}
+		seen += r.Length
+	}
+	return float64(packed) / float64(max(plain, 1))
+}

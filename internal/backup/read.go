@@ -1,0 +1,297 @@
+package backup
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"regexp"
+	"strconv"
+
+	"ganeti-instance-image/internal/size"
+)
+
+// Sink takes the bytes of a disk, each once and in the disk's order.
+type Sink interface {
+	// Room is where up to n of the bytes from off on can be put; they may be
+	// fewer. Data hands them over.
+	Room(off, n size.Bytes) []byte
+	Data(off size.Bytes, data []byte) error
+	Zero(off, n size.Bytes) error
+}
+
+// Reader reads a backup.
+type Reader struct {
+	Manifest Manifest
+
+	in  io.Reader
+	sum hash.Hash
+	at  int64 // how many bytes were read
+}
+
+// Sniffed is how much of a backup IsBackup needs to see, in bytes: compressed, its
+// first block.
+const Sniffed = 256 << 10
+
+// IsBackup tells whether what begins with these bytes is meant to be a backup,
+// compressed or not.
+func IsBackup(head []byte) bool {
+	head = headOf(head)
+	name := ManifestName + "\x00"
+	return len(head) >= record && string(head[:len(name)]) == name && string(head[257:262]) == "ustar"
+}
+
+// Open reads a backup's manifest. The error wraps ErrDamaged where the backup is
+// to blame.
+func Open(in io.Reader) (*Reader, error) {
+	r := &Reader{in: in, sum: sha256.New()}
+	header, err := r.next(record)
+	if err != nil {
+		return nil, err
+	}
+	n, err := octal(header[sizeAt : sizeAt+12])
+	if err != nil || n > maxManifest {
+		return nil, damaged("its manifest has no length that can be")
+	}
+	padded, err := r.next(n.AlignUp(record))
+	if err != nil {
+		return nil, err
+	}
+	if r.Manifest, err = decodeManifest(padded[:n]); err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(append(header, padded...), member(ManifestName, r.Manifest.Created, padded[:n])) {
+		return nil, damaged("its first header is not as it is written")
+	}
+	return r, nil
+}
+
+// next reads n bytes.
+func (r *Reader) next(n size.Bytes) ([]byte, error) {
+	b := make([]byte, n)
+	return b, r.fill(b)
+}
+
+func (r *Reader) fill(b []byte) error {
+	n, err := io.ReadFull(r.in, b)
+	r.at += int64(n)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return damaged("it ends early, after %d bytes", r.at)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot read the backup: %w", err)
+	}
+	r.sum.Write(b)
+	return nil
+}
+
+// octal reads a number of a header: 11 digits and a zero byte.
+func octal(field []byte) (size.Bytes, error) {
+	n, err := strconv.ParseInt(string(field[:11]), 8, 64)
+	return size.Bytes(n), err
+}
+
+// Copy hands the disk over, and checks the backup to its end. Nothing of the
+// disk may be used before it returns without an error.
+func (r *Reader) Copy(ctx context.Context, to Sink) error {
+	g := &gatherer{to: to}
+	for off := size.Bytes(0); off < r.Manifest.Size; {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n, err := r.copyPiece(off, g)
+		if err != nil {
+			return err
+		}
+		off += n
+	}
+	if err := g.flush(); err != nil {
+		return err
+	}
+	return r.checkEnd()
+}
+
+var realSize = regexp.MustCompile(`GNU\.sparse\.realsize=([0-9]{1,15})\n`)
+
+// copyPiece hands over the piece at off, and returns how much of the disk it is.
+func (r *Reader) copyPiece(off size.Bytes, g *gatherer) (size.Bytes, error) {
+	header, err := r.next(3 * record)
+	if err != nil {
+		return 0, err
+	}
+	found := realSize.FindSubmatch(header[record : 2*record])
+	stored, err := octal(header[2*record+sizeAt : 2*record+sizeAt+12])
+	if found == nil || err != nil || stored > maxMember {
+		return 0, damaged("its header at byte %d is not one of a piece", r.at-3*record)
+	}
+	length, _ := strconv.ParseInt(string(found[1]), 10, 64)
+	n := size.Bytes(length)
+	if !bytes.Equal(header, pieceHeader(r.Manifest.Created, off, n, stored)) || n == 0 || n > r.Manifest.Size-off {
+		return 0, damaged("its header at byte %d is not that of the piece at %d of the disk", r.at-3*record, int64(off))
+	}
+	stretches, err := r.readMap(n, stored)
+	if err != nil {
+		return 0, err
+	}
+	return n, r.copyData(off, n, stretches, g)
+}
+
+// readMap reads which stretches of a piece of n bytes are stored.
+func (r *Reader) readMap(n, stored size.Bytes) ([][2]size.Bytes, error) {
+	m := &mapReader{r: r}
+	count := m.number()
+	var stretches [][2]size.Bytes
+	end, sum := size.Bytes(-1), size.Bytes(0)
+	for range min(count, maxSegments+1) {
+		off, length := m.number(), m.number()
+		if m.err != nil {
+			return nil, m.err
+		}
+		last := off == n && length == 0
+		if off <= end && !last || length == 0 && !last || length > n-off {
+			return nil, damaged("the map before byte %d names a stretch that cannot be", r.at)
+		}
+		stretches, end, sum = append(stretches, [2]size.Bytes{off, length}), off+length, sum+length
+	}
+	switch {
+	case m.err != nil:
+		return nil, m.err
+	case size.Bytes(len(stretches)) != count || count == 0 || end != n || m.size+sum != stored || !isZero(m.rest):
+		return nil, damaged("the map before byte %d does not fit its piece", r.at)
+	}
+	return stretches, nil
+}
+
+// mapReader reads numbers, a line each, from records.
+type mapReader struct {
+	r    *Reader
+	rest []byte     // of the last record
+	size size.Bytes // of all records
+	err  error
+}
+
+// number reads the next number; after an error it is 0.
+func (m *mapReader) number() size.Bytes {
+	digits := make([]byte, 0, 16)
+	for m.err == nil {
+		if len(m.rest) == 0 {
+			m.rest, m.err = m.r.next(record)
+			m.size += record
+			continue
+		}
+		c := m.rest[0]
+		m.rest = m.rest[1:]
+		if c == '\n' {
+			break
+		}
+		if digits = append(digits, c); len(digits) > 15 {
+			m.err = damaged("the map before byte %d has too long a number", m.r.at)
+		}
+	}
+	n, err := strconv.ParseUint(string(digits), 10, 63)
+	if m.err == nil && (err != nil || strconv.FormatUint(n, 10) != string(digits)) {
+		m.err = damaged("the map before byte %d has %q where a number should be", m.r.at, digits)
+	}
+	return size.Bytes(n)
+}
+
+// copyData hands over a piece of n bytes at off.
+func (r *Reader) copyData(off, n size.Bytes, stretches [][2]size.Bytes, g *gatherer) error {
+	sum, at := size.Bytes(0), size.Bytes(0)
+	for _, s := range stretches {
+		if err := g.zero(off+at, s[0]-at); err != nil {
+			return err
+		}
+		if err := g.data(off+s[0], s[1], r.fill); err != nil {
+			return err
+		}
+		sum, at = sum+s[1], s[0]+s[1]
+	}
+	padded, err := r.next(sum.AlignUp(record) - sum)
+	if err == nil && !isZero(padded) {
+		err = damaged("what fills up the record before byte %d is not zeros", r.at)
+	}
+	return err
+}
+
+// checkEnd compares the sum, and makes sure that nothing follows but zeros, with
+// which tapes fill up.
+func (r *Reader) checkEnd() error {
+	want := trailer(r.Manifest.Created, r.sum.Sum(nil))
+	got, err := r.next(size.Bytes(len(want)))
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got[:record], want[:record]) {
+		return damaged("its last header is not as it is written")
+	}
+	if !bytes.Equal(got, want) {
+		return damaged("its checksum is not that of the %d bytes before it", r.at-int64(len(want)))
+	}
+	b := make([]byte, unit)
+	for {
+		n, err := r.in.Read(b)
+		if !isZero(b[:n]) {
+			return damaged("something follows its end at byte %d", r.at)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("cannot read the backup: %w", err)
+		}
+	}
+}
+
+// minHole is the shortest hole that is handed over as such, in bytes: less is
+// written as zeros, with the data on both sides.
+const minHole = 64 << 10
+
+// gatherer makes few long stretches of many short ones.
+type gatherer struct {
+	to  Sink
+	off size.Bytes // of room
+	b   []byte     // room, filled up to n
+	n   int
+}
+
+func (g *gatherer) flush() error {
+	if g.n == 0 {
+		return nil
+	}
+	b := g.b[:g.n]
+	g.b, g.n = nil, 0
+	return g.to.Data(g.off, b)
+}
+
+func (g *gatherer) zero(off, n size.Bytes) error {
+	if n < minHole && g.n > 0 {
+		return g.data(off, n, func(b []byte) error { clear(b); return nil })
+	}
+	if err := g.flush(); err != nil || n == 0 {
+		return err
+	}
+	return g.to.Zero(off, n)
+}
+
+// data hands over n bytes at off, which fill reads.
+func (g *gatherer) data(off, n size.Bytes, fill func([]byte) error) error {
+	for n > 0 {
+		if g.n == len(g.b) || off != g.off+size.Bytes(g.n) {
+			if err := g.flush(); err != nil {
+				return err
+			}
+			g.off, g.b = off, g.to.Room(off, chunkSize)
+		}
+		b := g.b[g.n:min(len(g.b), g.n+int(min(n, chunkSize)))]
+		if err := fill(b); err != nil {
+			return err
+		}
+		g.n += len(b)
+		off, n = off+size.Bytes(len(b)), n-size.Bytes(len(b))
+	}
+	return nil
+}

@@ -1,0 +1,108 @@
+package osscript
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"slices"
+
+	"ganeti-instance-image/internal/dump"
+	"ganeti-instance-image/internal/layout"
+	"ganeti-instance-image/internal/mount"
+	"ganeti-instance-image/internal/size"
+	"ganeti-instance-image/internal/undo"
+)
+
+// dumped is a file system that is written as a dump.
+type dumped struct {
+	name    string // in the tar
+	at      string // where the guest has it
+	outline *dump.Outline
+}
+
+// writeDump writes what the Bash version did: the guest's files as dumps in a tar.
+// They are not compressed, since a tar says in front how long each is.
+func (e *exporting) writeDump(ctx context.Context, env Env) (n size.Bytes, err error) {
+	var steps undo.Stack
+	defer steps.Unwind(&err)
+	tree, err := e.mountForDump(ctx, &steps)
+	if err != nil {
+		return 0, err
+	}
+	dumps := []dumped{{name: oldRoot, at: "/"}}
+	if tree.BootPart != nil {
+		dumps = append(dumps, dumped{name: oldBoot, at: "/boot"})
+	}
+	for i := range dumps {
+		d := &dumps[i]
+		if d.outline, err = dump.Scan(ctx, filepath.Join(tree.Dir, d.at), dump.ScanOptions{}); err != nil {
+			return 0, err
+		}
+		steps.Push("close the dump of "+d.at, d.outline.Close)
+		n += tarred(size.Bytes(d.outline.Size()))
+		for _, warning := range d.outline.Warnings() {
+			slog.Warn(warning, "of", d.at)
+		}
+	}
+	n += 2 * tarRecord
+	if err := tellSize(env, n); err != nil {
+		return 0, err
+	}
+	out := &counter{w: e.out}
+	defer reportProgress("exporting", n, &out.n)()
+	return n, e.writeDumps(ctx, out, dumps)
+}
+
+// tarRecord is what a tar consists of, in bytes.
+const tarRecord size.Bytes = 512
+
+// tarred is what a file of n bytes takes in a tar.
+func tarred(n size.Bytes) size.Bytes { return tarRecord + n.AlignUp(tarRecord) }
+
+func (e *exporting) writeDumps(ctx context.Context, out io.Writer, dumps []dumped) error {
+	w := tar.NewWriter(out)
+	for _, d := range dumps {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "./" + d.name, Mode: 0o600, Size: d.outline.Size(), Format: tar.FormatGNU}); err != nil {
+			return fmt.Errorf("cannot write the backup: %w", err)
+		}
+		if err := d.outline.Write(ctx, w, dump.WriteOptions{Host: e.inst.Name, Filesystem: d.at}); err != nil {
+			return err
+		}
+	}
+	if err := w.Close(); err != nil {
+		return fmt.Errorf("cannot write the backup: %w", err)
+	}
+	return nil
+}
+
+// mountForDump mounts the guest so that nothing of it is changed, if all of it can
+// be in a dump. The ESP need not be: import makes another one.
+func (e *exporting) mountForDump(ctx context.Context, steps *undo.Stack) (*mount.Tree, error) {
+	refuse := func(err error) error {
+		return classify(Refused, fmt.Errorf("cannot export a dump (EXPORT_FORMAT=dump, by %s): %w; EXPORT_FORMAT=tar can", e.set.Origin("EXPORT_FORMAT"), err))
+	}
+	table, err := layout.Read(e.src, e.src.Size())
+	if err != nil && !errors.Is(err, layout.ErrNoTable) {
+		return nil, refuse(err)
+	}
+	tree, err := mount.Open(ctx, e.src, table, mount.Options{ReadOnly: true, Leave: espMountpoint}, steps)
+	if err != nil {
+		return nil, refuse(err)
+	}
+	for _, at := range tree.Left() {
+		return nil, refuse(fmt.Errorf("%s cannot be mounted here", at))
+	}
+	for _, m := range tree.Mounts() {
+		switch {
+		case m.Unreplayed != "":
+			return nil, refuse(fmt.Errorf("the file system of %s was not unmounted cleanly (%s)", m.At, m.Unreplayed))
+		case !slices.Contains([]string{"/", "/boot"}, m.At):
+			return nil, refuse(fmt.Errorf("%s is a file system of its own", m.At))
+		}
+	}
+	return tree, nil
+}
