@@ -136,52 +136,33 @@ func Decompress(in io.Reader, head []byte) (io.ReadCloser, error) {
 	if !bytes.HasPrefix(head, zstdMagic) {
 		return io.NopCloser(in), nil
 	}
-	d, err := decoder(in, 0)
+	d, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cannot decompress the backup: %w", err)
 	}
 	return d.IOReadCloser(), nil
 }
 
-func decoder(in io.Reader, concurrency int) (*zstd.Decoder, error) {
-	d, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(concurrency), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
-	if err != nil {
-		return nil, fmt.Errorf("cannot decompress the backup: %w", err)
-	}
-	return d, nil
-}
-
-// headOf is what compressed bytes begin with, as far as they tell.
-func headOf(head []byte) []byte {
-	if !bytes.HasPrefix(head, zstdMagic) {
-		return head
-	}
-	d, err := decoder(bytes.NewReader(head), 1)
-	if err != nil {
-		return nil
-	}
-	defer d.Close()
-	plain := make([]byte, record)
-	n, _ := io.ReadFull(d, plain)
-	return plain[:n]
-}
-
 const (
-	samples    = 32
-	sampleSize = 128 << 10
+	samples    = 64
+	sampleSize = 64 << 10
 )
 
-// Ratio is what compression leaves of a disk of which so much is in use: of some
+// Ratio is what of a disk, of which so much is in use, a backup will take: of some
 // samples, as an estimate. It is 1 where they cannot be read.
-func Ratio(disk io.ReaderAt, inUse iter.Seq2[used.Range, error], total size.Bytes) float64 {
-	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
-	if err != nil || total == 0 {
-		return 1
+func Ratio(disk io.ReaderAt, inUse iter.Seq2[used.Range, error], total size.Bytes, compressed bool) float64 {
+	packed := nonZero
+	if compressed {
+		encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1))
+		if err != nil {
+			return 1
+		}
+		packed = func(b []byte) int { return len(encoder.EncodeAll(b, nil)) }
 	}
 	step := max(total/samples, 1)
 	var seen, next size.Bytes
-	var plain, packed int
-	b, buffer := make([]byte, sampleSize), []byte(nil)
+	before, after := 1, 0
+	b := make([]byte, sampleSize)
 	for r, err := range inUse {
 		if err != nil {
 			return 1
@@ -192,10 +173,21 @@ func Ratio(disk io.ReaderAt, inUse iter.Seq2[used.Range, error], total size.Byte
 			if _, err := disk.ReadAt(part, int64(at)); err != nil {
 				return 1
 			}
-			buffer = encoder.EncodeAll(part, buffer[:0])
-			plain, packed = plain+len(part), packed+len(buffer)
+			before, after = before+len(part), after+packed(part)
 		}
 		seen += r.Length
 	}
-	return float64(packed) / float64(max(plain, 1))
+	return float64(after) / float64(before)
+}
+
+// nonZero counts the bytes in units that are not zeros.
+func nonZero(b []byte) (n int) {
+	for len(b) > 0 {
+		part := b[:min(unit, len(b))]
+		if !isZero(part) {
+			n += len(part)
+		}
+		b = b[len(part):]
+	}
+	return n
 }

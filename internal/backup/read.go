@@ -32,16 +32,14 @@ type Reader struct {
 	at  int64 // how many bytes were read
 }
 
-// Sniffed is how much of a backup IsBackup needs to see, in bytes: compressed, its
-// first block.
-const Sniffed = 256 << 10
+// Sniffed is how much of a backup IsBackup needs to see, in bytes.
+const Sniffed = record
 
 // IsBackup tells whether what begins with these bytes is meant to be a backup,
-// compressed or not.
+// compressed or not: no disk begins as zstd's frames do.
 func IsBackup(head []byte) bool {
-	head = headOf(head)
 	name := ManifestName + "\x00"
-	return len(head) >= record && string(head[:len(name)]) == name && string(head[257:262]) == "ustar"
+	return bytes.HasPrefix(head, zstdMagic) || len(head) >= record && string(head[:len(name)]) == name && string(head[257:262]) == "ustar"
 }
 
 // Open reads a backup's manifest. The error wraps ErrDamaged where the backup is

@@ -121,17 +121,23 @@ func (c *creation) readLayout(source io.ReaderAt, length size.Bytes) (err error)
 			return err
 		}
 		atEnd := i == len(partitions)-1
-		if c.img != nil && (atEnd || part.info.Kind.Growable()) && part.info.Size > p.Length {
-			return fmt.Errorf("cannot use %s: its %s has %d bytes, and there is room for %d: the image is cut off (NOMOUNT=yes deploys it as it is)",
-				c.source(), part.info.Kind, int64(part.info.Size), int64(p.Length))
+		if (c.img != nil || recognise(c.head) == rawBackup) && (atEnd || part.info.Kind.Growable()) && part.info.Size > p.Length {
+			return fmt.Errorf("cannot use %s: its %s has %d bytes, and there is room for %d: %w (NOMOUNT=yes deploys it as it is)",
+				c.source(), part.info.Kind, int64(part.info.Size), int64(p.Length), errCutOff)
 		}
 		c.parts = append(c.parts, part)
 	}
 	return nil
 }
 
+// errCutOff says that the end of a disk is missing.
+var errCutOff = errors.New("the image is cut off")
+
 // source names what is deployed.
 func (c *creation) source() string {
+	if c.importing {
+		return theBackup
+	}
 	if c.img == nil {
 		return "what Ganeti has written to the disk"
 	}

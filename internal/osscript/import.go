@@ -130,9 +130,9 @@ func (c *creation) restoreDisk(ctx context.Context, receive func(context.Context
 	if err != nil {
 		return classifyDeploy(err)
 	}
-	grows := written.Size() < c.dev.Size()
-	if grows {
-		grows = c.inspectImported(written)
+	grows, err := c.inspectImported(written)
+	if err != nil {
+		return err
 	}
 	if err := written.Commit(); err != nil || !grows {
 		return classifyDeploy(err)
@@ -140,17 +140,25 @@ func (c *creation) restoreDisk(ctx context.Context, receive func(context.Context
 	return c.grow(ctx)
 }
 
-// inspectImported plans the growth. What cannot be grown is restored all the same.
-func (c *creation) inspectImported(written *deploy.Written) bool {
+// inspectImported plans the growth. What cannot be grown is restored all the same;
+// but of a raw disk only what is on it tells whether that came whole.
+func (c *creation) inspectImported(written *deploy.Written) (grows bool, err error) {
+	if written.Size() == c.dev.Size() {
+		return false, nil
+	}
 	if c.leavesGuest() || !c.set.Grow {
 		slog.Info("the disk is larger than the one that was exported; partitions stay as they were", "by", c.set.Origin("GROW"))
-		return false
+		return false, nil
 	}
-	if err := c.inspect(written, written.Size()); err != nil {
+	err = c.inspect(written, written.Size())
+	if errors.Is(err, errCutOff) || errors.Is(err, layout.ErrDamaged) && recognise(c.head) == rawBackup {
+		return false, fmt.Errorf("%w; GROW=no imports it as it is", err)
+	}
+	if err != nil {
 		slog.Warn("the disk is larger than the one that was exported; partitions stay as they were", "cause", err)
-		return false
+		return false, nil
 	}
-	return true
+	return true, nil
 }
 
 // begin makes the disk ready, if it is large enough. From then on it is made
@@ -189,14 +197,23 @@ func (c *creation) receiveRaw(ctx context.Context, in *input, sink *deploy.Sink)
 				return err
 			}
 		}
+		off += size.Bytes(n)
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-			return nil
+			return checkWhole(off)
 		}
 		if err != nil {
 			return fmt.Errorf("cannot read the backup: %w", err)
 		}
-		off += size.Bytes(n)
 	}
+}
+
+// checkWhole refuses a raw disk that no disk can be of: the beginning of something
+// that was cut off.
+func checkWhole(n size.Bytes) error {
+	if n%512 == 0 {
+		return nil
+	}
+	return fmt.Errorf("cannot import the backup: it is cut off: its %d bytes begin as no backup that is known, and are no disk's, which would be a multiple of 512", int64(n))
 }
 
 // receiveQCOW2 reads a qcow2 image of n bytes, all there are where n is less than 0.

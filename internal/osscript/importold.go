@@ -48,7 +48,7 @@ func recognise(head []byte) backupKind {
 	case bytes.HasPrefix(head, []byte("QFI\xfb")):
 		return qcow2Backup
 	}
-	h, err := tar.NewReader(bytes.NewReader(head[:min(512, len(head))])).Next()
+	h, err := tar.NewReader(bytes.NewReader(head)).Next()
 	if err != nil {
 		return rawBackup
 	}
