@@ -36,7 +36,7 @@ install: build ## Install to DESTDIR; nothing that is below sysconfdir already i
 	install -m 0755 $(BUILD)/instance-image $(DESTDIR)$(program)
 	for name in create import export rename verify; do ln -sfn $(program) $(DESTDIR)$(defdir)/$$name; done
 	ln -sfn $(program) $(DESTDIR)$(sbindir)/ganeti-image
-	ln -sfn $(program) $(DESTDIR)$(defdir)/tools/ganeti-image
+	for name in ganeti-image mount-disks umount-disks; do ln -sfn $(program) $(DESTDIR)$(defdir)/tools/$$name; done
 	install -m 0644 os-def/ganeti_api_version os-def/parameters.list os-def/common.sh $(DESTDIR)$(defdir)
 	ln -sfn $(confdir)/variants.list $(DESTDIR)$(defdir)/variants.list
 	install -m 0644 README.md $(DESTDIR)$(docdir)

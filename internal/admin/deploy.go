@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ganeti-instance-image/internal/luxi"
+	"ganeti-instance-image/internal/mount"
 	"ganeti-instance-image/internal/osscript"
 	"ganeti-instance-image/internal/run"
 	"ganeti-instance-image/internal/settings"
@@ -29,6 +31,7 @@ const ssconf = "/var/lib/ganeti/ssconf_"
 type Master struct {
 	Site    settings.Site
 	Program string // this program's path, the same on all nodes
+	Stdout  io.Writer
 	Stderr  io.Writer
 }
 
@@ -44,7 +47,7 @@ func (m Master) Deploy(ctx context.Context, image, target string) error {
 	if err != nil {
 		return err
 	}
-	return m.withDisks(ctx, name, "deploy", image, strconv.Itoa(disk))
+	return m.withDisks(ctx, name, "on-node", "deploy", image, strconv.Itoa(disk))
 }
 
 // Seed writes the NoCloud seed of an instance that is down to a disk of it:
@@ -54,7 +57,7 @@ func (m Master) Seed(ctx context.Context, target string) error {
 	if err != nil {
 		return err
 	}
-	return m.withDisks(ctx, name, "seed", strconv.Itoa(disk))
+	return m.withDisks(ctx, name, "on-node", "seed", strconv.Itoa(disk))
 }
 
 // SeedFile writes the seed of an instance, by this node's settings, to a file
@@ -113,8 +116,10 @@ func find(ctx context.Context, name string) (*instance, map[string]network, erro
 // down are the states in which nobody uses an instance's disks.
 var down = []string{"ADMIN_down", "USER_down"}
 
+func (i *instance) isDown() bool { return slices.Contains(down, i.status) }
+
 func (i *instance) checkDown() error {
-	if slices.Contains(down, i.status) {
+	if i.isDown() {
 		return nil
 	}
 	return osscript.WithClass(osscript.Disk, fmt.Errorf("cannot write to the disks of %s while its status is %s: stop it first, with gnt-instance shutdown %s", i.name, i.status, i.name))
@@ -123,17 +128,45 @@ func (i *instance) checkDown() error {
 // withDisks has the instance's node do something while the disks are attached
 // there. Whatever becomes of it, they are detached again.
 func (m Master) withDisks(ctx context.Context, name string, args ...string) (err error) {
-	inst, networks, err := find(ctx, name)
-	if err != nil {
-		return err
-	}
-	if err := inst.checkDown(); err != nil {
-		return err
-	}
 	var steps undo.Stack
 	defer steps.Unwind(&err)
-	steps.Push("detach the disks again", func() error { return inst.deactivate(context.WithoutCancel(ctx)) })
-	if err := inst.activate(ctx); err != nil {
+	a := attachment{check: (*instance).checkDown, steps: &steps}
+	if err := a.attach(ctx, name); err != nil {
+		return err
+	}
+	slog.Warn("private and secret OS parameters are not told by Ganeti, and do not count; give them as settings, or use gnt-instance reinstall")
+	a.answer, err = m.onNode(ctx, a.inst.node, a.inst.environ(a.networks), args)
+	return err
+}
+
+// attachment is an instance's disks, attached on its node.
+type attachment struct {
+	check    func(*instance) error // whether it may be worked on
+	stay     bool                  // the disks stay attached, unless it fails
+	steps    *undo.Stack
+	inst     *instance
+	networks map[string]network
+	answer   osscript.Answer // of the node
+}
+
+// attach has nobody else of this program at work on the instance, and attaches
+// its disks.
+func (a *attachment) attach(ctx context.Context, name string) (err error) {
+	if a.inst, a.networks, err = find(ctx, name); err != nil {
+		return err
+	}
+	if err := a.check(a.inst); err != nil {
+		return err
+	}
+	if err := lockInstance(a.inst.name, a.steps); err != nil {
+		return err
+	}
+	push := a.steps.Push
+	if a.stay {
+		push = a.steps.OnFailure
+	}
+	push("detach the disks again", func() error { return a.detach(context.WithoutCancel(ctx)) })
+	if err := a.inst.activate(ctx); err != nil {
 		return err
 	}
 	// A job that was at work on the instance is over now: it had its lock.
@@ -141,48 +174,66 @@ func (m Master) withDisks(ctx context.Context, name string, args ...string) (err
 	if err != nil {
 		return err
 	}
-	if err := now.checkDown(); err != nil {
-		return err
-	}
-	slog.Warn("private and secret OS parameters are not told by Ganeti, and do not count; give them as settings, or use gnt-instance reinstall")
-	return m.onNode(ctx, inst, inst.environ(networks), args)
+	return a.check(now)
 }
 
-// onNode runs this program on the instance's node, which may be this one. The
-// environment goes to its standard input, where no other user sees it. That
-// stays open: its end tells the node to stop, and to take back what it did,
-// before the disks are taken from it.
-func (m Master) onNode(ctx context.Context, inst *instance, environ, args []string) error {
-	argv, err := m.command(ctx, inst.node, args)
+// lockInstance keeps others of this program on the master from the instance.
+func lockInstance(name string, steps *undo.Stack) error {
+	unlock, err := mount.Lock("master", name)
 	if err != nil {
-		return err
+		return osscript.WithClass(osscript.Disk, err)
 	}
+	steps.Push("unlock the instance", unlock)
+	return nil
+}
+
+// detach takes the disks from the node, unless they are in use there.
+func (a *attachment) detach(ctx context.Context) error {
+	if a.answer.Held {
+		return nil
+	}
+	return a.inst.deactivate(ctx)
+}
+
+// onNode runs this program on a node, which may be this one. The environment
+// goes to its standard input, where no other user sees it. That stays open: its
+// end tells the node to stop, and to take back what it did, before the disks are
+// taken from it. What it prints is its answer.
+func (m Master) onNode(ctx context.Context, node string, environ, args []string) (answer osscript.Answer, err error) {
+	argv, err := m.command(ctx, node, args)
+	if err != nil {
+		return answer, err
+	}
+	// That our end stays open too has a program that does not read, as an ssh
+	// that reaches nobody, not end us by SIGPIPE.
+	theirs, ours, err := os.Pipe()
+	if err != nil {
+		return answer, err
+	}
+	defer theirs.Close()
+	defer ours.Close()
+	var said bytes.Buffer
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = []string{"PATH=" + run.Path}
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // a terminal's signals are ours to hand on
-	cmd.Stdout, cmd.Stderr = m.Stderr, m.Stderr
-	input, err := cmd.StdinPipe()
-	if err != nil {
-		return err
-	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs, &said, m.Stderr
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("cannot work on the node %s: %w", inst.node, err)
+		return answer, fmt.Errorf("cannot work on the node %s: %w", node, err)
 	}
-	defer context.AfterFunc(ctx, func() { input.Close() })()
-	if _, err := io.WriteString(input, strings.Join(environ, "\x00")+osscript.EndOfEnviron); err != nil {
-		slog.Debug("the node did not read its instructions", "cause", err) // its end says why
-	}
+	defer context.AfterFunc(ctx, func() { ours.Close() })()
+	go func() { _, _ = io.WriteString(ours, strings.Join(environ, "\x00")+osscript.EndOfEnviron) }()
 	err = cmd.Wait()
+	answer = osscript.ReadAnswer(said.Bytes())
 	exit := (*exec.ExitError)(nil)
 	switch {
 	case err == nil:
-		return nil
+		return answer, nil
 	case errors.As(err, &exit) && exit.ExitCode() == sshFailed && argv[0] == "ssh":
-		return fmt.Errorf("cannot reach the node %s by ssh", inst.node)
+		return answer, fmt.Errorf("cannot reach the node %s by ssh", node)
 	case errors.As(err, &exit) && exit.ExitCode() > 0:
-		return osscript.WithClass(osscript.Class(exit.ExitCode()), fmt.Errorf("it did not succeed on %s: the line above says why", inst.node))
+		return answer, osscript.WithClass(osscript.Class(exit.ExitCode()), fmt.Errorf("it did not succeed on %s: the line above says why", node))
 	}
-	return fmt.Errorf("cannot work on the node %s: %w", inst.node, err)
+	return answer, fmt.Errorf("cannot work on the node %s: %w", node, err)
 }
 
 // sshFailed is ssh's exit code for a failure of its own.
@@ -191,7 +242,7 @@ const sshFailed = 255
 // command is what runs this program on a node. Another node than the master is
 // reached as Ganeti itself reaches it.
 func (m Master) command(ctx context.Context, node string, args []string) ([]string, error) {
-	argv := append([]string{m.Program, "on-node"}, args...)
+	argv := append([]string{m.Program}, args...)
 	master, err := readConf("master_node")
 	if err != nil || node == master {
 		return argv, err

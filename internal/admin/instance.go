@@ -60,6 +60,9 @@ func findInstance(ctx context.Context, socket, name string) (*instance, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot find the instance %s: %w", name, err)
 	}
+	if len(rows) == 0 {
+		return nil, fmt.Errorf("cannot find the instance %s: %w", name, luxi.ErrUnknown)
+	}
 	if len(rows) != 1 {
 		return nil, fmt.Errorf("cannot find the instance %s: Ganeti knows %d of that name", name, len(rows))
 	}

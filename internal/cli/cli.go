@@ -59,7 +59,10 @@ var programs = []program{
 	{"rename", "Give the guest the instance's new name.", "", true, rename},
 	{"hook", "Run one of this program's hooks on a mounted guest.", "NAME", false, runHook},
 	{"ganeti-image", "Manage hooks and images on this node.", "COMMAND ...", false, ganetiImage},
+	{"mount-disks", "Mount the file systems of a stopped instance on its node, until umount-disks (on the master).", "[--read-only] INSTANCE", false, asCommand("mount")},
+	{"umount-disks", "Unmount what mount-disks mounted, and detach the disks (on the master).", "[--here] INSTANCE", false, asCommand("umount")},
 	{"on-node", "Do what ganeti-image on the master asks of this node; Ganeti's variables are on standard input.", "deploy IMAGE DISK | seed DISK", true, onNode},
+	{"on-node-mount", "Do the same where it is to stay when this process ends.", "mount rw | mount ro | umount", false, onNodeMount},
 	{"version", "Print the version.", "", false, version},
 }
 
@@ -239,6 +242,17 @@ func onNode(ctx context.Context, c *call) error {
 	if err != nil {
 		return osscript.WithClass(osscript.Input, err)
 	}
+	return c.forMaster(ctx, func(ctx context.Context) error {
+		if err := osscript.NotMounted(c.instance()); err != nil {
+			return errors.Join(err, osscript.Answer{Held: true}.Print(c.stdout))
+		}
+		return run(ctx, c.env)
+	})
+}
+
+// forMaster reads Ganeti's variables from standard input and runs what the master
+// asks for. It is told to stop when the master is not there any more.
+func (c *call) forMaster(ctx context.Context, run func(context.Context) error) (err error) {
 	if c.env.Environ, err = osscript.ReadEnviron(c.stdin); err != nil {
 		return osscript.WithClass(osscript.Input, err)
 	}
@@ -248,12 +262,47 @@ func onNode(ctx context.Context, c *call) error {
 		_, _ = io.Copy(io.Discard, c.stdin)
 		cancel(errMasterGone)
 	}()
-	if err := run(ctx, c.env); err != nil && errors.Is(context.Cause(ctx), errMasterGone) {
+	err = run(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), errMasterGone) {
 		return osscript.Interrupt(err)
-	} else if err != nil {
-		return err
 	}
-	return nil
+	return err
+}
+
+// instance is the instance that Ganeti's variables name.
+func (c *call) instance() string {
+	for _, entry := range c.env.Environ {
+		if name, found := strings.CutPrefix(entry, "INSTANCE_NAME="); found {
+			return name
+		}
+	}
+	return ""
+}
+
+// onNodeMount has no mount namespace of its own: what it mounts is for others to
+// see, and stays.
+func onNodeMount(ctx context.Context, c *call) error {
+	words := strings.Join(c.args, " ")
+	if !slices.Contains([]string{"mount rw", "mount ro", "umount"}, words) {
+		return osscript.WithClass(osscript.Input, errors.New("cannot do that: want mount rw, mount ro, or umount"))
+	}
+	return c.forMaster(ctx, func(ctx context.Context) (err error) {
+		var answer osscript.Answer
+		if words == "umount" {
+			answer, err = osscript.UmountDisks(c.instance())
+		} else {
+			answer, err = osscript.MountDisks(ctx, c.env, words == "mount ro")
+		}
+		return errors.Join(err, answer.Print(c.stdout))
+	})
+}
+
+// asCommand runs a command of ganeti-image that is a program of its own name too.
+func asCommand(command string) func(context.Context, *call) error {
+	return func(ctx context.Context, c *call) error {
+		c.args = append([]string{command}, c.args...)
+		return ganetiImage(ctx, c)
+	}
 }
 
 var errMasterGone = errors.New("the command on the master has ended")

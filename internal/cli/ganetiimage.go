@@ -22,6 +22,8 @@ type ganetiImageCommands struct {
 		Variant string      `help:"Take the settings of this variant into account, such as its CUSTOMIZE_DIR."`
 	} `cmd:"" help:"The customisation hooks of this node."`
 	Deploy deployImage `cmd:"" help:"Put an image on a disk of an instance that is stopped (on the master)."`
+	Mount  mountDisks  `cmd:"" help:"Mount the file systems of an instance that is stopped on its node, until umount (on the master)."`
+	Umount umountDisks `cmd:"" help:"Unmount what mount mounted, and detach the disks (on the master)."`
 	Seed   writeSeed   `cmd:"" help:"Write the cloud-init seed of an instance to a disk of it, while it is stopped, or to a file (on the master)."`
 }
 
@@ -33,6 +35,27 @@ type deployImage struct {
 type writeSeed struct {
 	Target string `arg:"" name:"instance[:disk]" help:"The disk that SEED_DISK or a DISK_n names, where none is named here."`
 	Out    string `type:"path" placeholder:"FILE" help:"Write the seed to this file instead, as an ISO 9660 image."`
+}
+
+type mountDisks struct {
+	Instance string `arg:"" help:"Its name. It has to be stopped."`
+	ReadOnly bool   `help:"Leave every byte of the disks as it is; journals are not replayed."`
+}
+
+type umountDisks struct {
+	Instance string `arg:"" help:"Its name."`
+	Here     bool   `help:"Unmount on this node alone and do not ask Ganeti, which also keeps the disks attached."`
+}
+
+func (m mountDisks) Run(ctx context.Context, c *call) error {
+	return c.master().Mount(ctx, m.Instance, m.ReadOnly)
+}
+
+func (u umountDisks) Run(ctx context.Context, c *call) error {
+	if u.Here {
+		return c.master().UmountHere(u.Instance)
+	}
+	return c.master().Umount(ctx, u.Instance)
 }
 
 func (d deployImage) Run(ctx context.Context, c *call) error {
@@ -54,7 +77,7 @@ func (c *call) master() admin.Master {
 	if err != nil {
 		program = os.Args[0]
 	}
-	return admin.Master{Site: c.env.Site, Program: program, Stderr: os.Stderr}
+	return admin.Master{Site: c.env.Site, Program: program, Stdout: c.stdout, Stderr: os.Stderr}
 }
 
 type hooksList struct{}

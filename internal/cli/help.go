@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -37,4 +38,7 @@ func printHelp(out io.Writer, p *program) {
 	fmt.Fprint(out, "\n"+exitStatus)
 }
 
-func isTool(p *program) bool { return p.name == "hook" || p.name == "version" }
+// tools are the programs that Ganeti does not call.
+var tools = []string{"hook", "version", "mount-disks", "umount-disks", "on-node-mount"}
+
+func isTool(p *program) bool { return slices.Contains(tools, p.name) }

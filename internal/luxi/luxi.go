@@ -8,6 +8,7 @@ package luxi
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,6 +32,12 @@ type cell struct {
 	status int
 	value  json.RawMessage
 }
+
+// ErrUnknown is wrapped by the error for a name that Ganeti does not know.
+var ErrUnknown = errors.New("there is none of that name in Ganeti")
+
+// unknownEntity is what Ganeti's answer calls it.
+const unknownEntity = `"unknown_entity"`
 
 // normal is the status of a field that has a value.
 const normal = 0
@@ -87,6 +94,9 @@ func query(ctx context.Context, socket, kind string, fields []string, name strin
 	}
 	if err := json.Unmarshal(answer, &result); err != nil {
 		return nil, fmt.Errorf("its answer is not what was expected: %w", err)
+	}
+	if !result.Success && bytes.Contains(result.Result, []byte(unknownEntity)) {
+		return nil, fmt.Errorf("it refuses: %w: %.300s", ErrUnknown, result.Result)
 	}
 	if !result.Success {
 		return nil, fmt.Errorf("it refuses: %.300s", result.Result)

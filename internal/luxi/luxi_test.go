@@ -2,6 +2,7 @@ package luxi
 
 import (
 	"bufio"
+	"errors"
 	"net"
 	"path/filepath"
 	"strings"
@@ -65,6 +66,10 @@ func TestQueryRefused(t *testing.T) {
 		if _, err := Query(t.Context(), answerWith(t, answer), "instance", []string{"name"}, ""); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", answer, err, want)
 		}
+	}
+	socket := answerWith(t, `{"success":false,"result":["OpPrereqError",["Instance 'x' not known","unknown_entity"]]}`+"\x03")
+	if _, err := Query(t.Context(), socket, "instance", []string{"name"}, "x"); !errors.Is(err, ErrUnknown) {
+		t.Errorf("got %v", err)
 	}
 	if _, err := Query(t.Context(), filepath.Join(t.TempDir(), "none"), "instance", nil, ""); err == nil || !strings.Contains(err.Error(), "on the master node") {
 		t.Errorf("got %v", err)

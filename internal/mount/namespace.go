@@ -1,5 +1,6 @@
 // Package mount puts a guest's file systems together below one directory, in
-// namespaces that end with this process.
+// namespaces that end with this process, or for an administrator (Kept) in the
+// node's own, where they stay.
 //
 // Left out: LUKS and software RAID inside a guest, logical volumes that are not
 // one stretch of the disk, and finding out which file system is which (package

@@ -229,7 +229,7 @@ func (c *creation) openDisk(index int) (*block.Device, error) {
 	}
 	dev, err := block.Open(disk.Path)
 	if err != nil {
-		return nil, err
+		return nil, c.sayMounted(err)
 	}
 	c.steps.Push("close the disk "+disk.Path, func() error {
 		if err := dev.Close(); err != nil { // all that was written was flushed

@@ -48,6 +48,9 @@ func Export(ctx context.Context, env Env, out io.Writer) (err error) {
 	if err := e.readInput(ctx, env); err != nil {
 		return classify(Input, err)
 	}
+	if err := NotMounted(e.inst.Name); err != nil {
+		return err
+	}
 	if e.src, err = block.OpenSource(e.inst.Export.Path); err != nil {
 		return classify(Disk, err)
 	}
@@ -205,12 +208,10 @@ func (e *exporting) estimateTar(env Env, m backup.Manifest) error {
 	if lookup(env.Environ, SizeVariable) == "" {
 		return nil
 	}
-	n, err := backup.Estimate(m, e.inUse)
+	ratio := backup.Ratio(e.src, e.ranges(), e.inUse, e.set.ExportCompression != "none")
+	n, err := backup.Estimate(m, size.Bytes(float64(e.inUse)*ratio))
 	if err != nil {
 		return err
-	}
-	if e.set.ExportCompression != "none" {
-		n = size.Bytes(float64(n) * backup.Ratio(e.src, e.ranges(), e.inUse))
 	}
 	return tellSize(env, n)
 }
