@@ -1,7 +1,6 @@
 package backup
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"iter"
@@ -133,7 +132,7 @@ var zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
 
 // Decompress reads a backup that may be compressed. Its Close must be called.
 func Decompress(in io.Reader, head []byte) (io.ReadCloser, error) {
-	if !bytes.HasPrefix(head, zstdMagic) {
+	if !Resembles(head, string(zstdMagic)) {
 		return io.NopCloser(in), nil
 	}
 	d, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"math/bits"
 	"regexp"
 	"strconv"
 
@@ -36,10 +37,22 @@ type Reader struct {
 const Sniffed = record
 
 // IsBackup tells whether what begins with these bytes is meant to be a backup,
-// compressed or not: no disk begins as zstd's frames do.
+// compressed or not: no disk begins as zstd's frames do. One whose first bytes are
+// damaged a little still is meant to be one.
 func IsBackup(head []byte) bool {
-	name := ManifestName + "\x00"
-	return bytes.HasPrefix(head, zstdMagic) || len(head) >= record && string(head[:len(name)]) == name && string(head[257:262]) == "ustar"
+	return Resembles(head, string(zstdMagic)) || Resembles(head, ManifestName+"\x00")
+}
+
+// Resembles tells whether bytes begin as a text does, but for up to three bits.
+func Resembles(head []byte, text string) bool {
+	if len(head) < len(text) {
+		return false
+	}
+	differ := 0
+	for i := range len(text) {
+		differ += bits.OnesCount8(head[i] ^ text[i])
+	}
+	return differ <= 3
 }
 
 // Open reads a backup's manifest. The error wraps ErrDamaged where the backup is

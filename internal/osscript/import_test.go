@@ -54,6 +54,13 @@ func TestRecognise(t *testing.T) {
 		if got := recognise(c.head); got != c.want {
 			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
 		}
+		for bit := range 8 * len(c.head) {
+			flipped := bytes.Clone(c.head)
+			flipped[bit/8] ^= 1 << (bit % 8)
+			if got := recognise(flipped); got != c.want && c.want != rawBackup {
+				t.Errorf("%s with bit %d flipped: got %q", c.name, bit, got)
+			}
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"strings"
 
 	"ganeti-instance-image/internal/backup"
 	"ganeti-instance-image/internal/deploy"
@@ -38,23 +39,23 @@ const (
 )
 
 // recognise tells what a backup is that begins so. What is nothing else is the
-// bytes of a disk.
+// bytes of a disk. A few flipped bits make none a disk: it is refused when it is
+// read.
 func recognise(head []byte) backupKind {
 	switch {
 	case len(head) == 0:
 		return noBackup
 	case backup.IsBackup(head):
 		return ourBackup
-	case bytes.HasPrefix(head, []byte("QFI\xfb")):
+	case backup.Resembles(head, "QFI\xfb"):
 		return qcow2Backup
 	}
 	h, err := tar.NewReader(bytes.NewReader(head)).Next()
-	if err != nil {
-		return rawBackup
-	}
-	switch name := path.Clean(h.Name); {
-	case name == "." && h.Typeflag == tar.TypeDir, name == oldDisk, name == oldBoot, name == oldRoot:
-		return oldBackup
+	for _, name := range []string{"./", "./" + oldDisk, "./" + oldBoot, "./" + oldRoot, oldDisk, oldBoot, oldRoot} {
+		const length = 100 // of the name in a header, filled up with zeros
+		if err == nil && h.Name == name || err != nil && backup.Resembles(head, name+strings.Repeat("\x00", length-len(name))) {
+			return oldBackup
+		}
 	}
 	return rawBackup
 }

@@ -81,17 +81,21 @@ func compareTransfer(o options, s site, t transfer, disk string) (result, float6
 			return result{}, 0, fmt.Errorf("cannot make the backup: %w: %s", err, out)
 		}
 	}
-	target, check := filepath.Join(o.dir, "ours"), func() error { return nil }
+	larger := 0.0
+	target := filepath.Join(o.dir, "ours")
+	check := func() (err error) {
+		if err := s.transfer(t.theirs, disk, other, saved, used).Run(); err != nil {
+			return err
+		}
+		larger, err = ratioOfSizes(target, other)
+		return err
+	}
 	if t.ours != export {
 		target, other = filepath.Join(o.dir, "target.raw"), filepath.Join(o.dir, "target.raw")
 		check = func() error { return run("cmp", disk, target) }
 	}
 	r, err := inPairs(o, target, func() *exec.Cmd { return s.transfer(t.ours, disk, target, saved, used) },
 		func() *exec.Cmd { return s.transfer(t.theirs, disk, other, saved, used) }, check)
-	if err != nil {
-		return result{}, 0, err
-	}
-	larger, err := ratioOfSizes(target, other)
 	return r, larger, err
 }
 
