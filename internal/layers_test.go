@@ -16,11 +16,11 @@ const module = "ganeti-instance-image/internal/"
 // only. docs/architecture.md says what each is for.
 var layers = map[string]int{
 	"size": 0, "undo": 0, "run": 0, "inflate": 0, "tree": 0,
-	"need": 1, "osapi": 1, "layout": 1, "lvm": 1, "image": 1, "shellfile": 1, "luxi": 1, "dump": 1, "unpack": 1, "used": 1,
+	"need": 1, "osapi": 1, "layout": 1, "lvm": 1, "image": 1, "shellfile": 1, "luxi": 1, "dump": 1, "unpack": 1, "used": 1, "progress": 1,
 	"settings": 2, "block": 2, "guest": 2, "tarball": 2,
 	"network": 3, "filesystem": 3, "deploy": 3, "store": 3,
 	"mount": 4, "hook": 4, "grub": 4, "render": 4, "chroot": 4, "contents": 4,
-	"seed": 5, "backup": 5,
+	"seed": 5, "backup": 5, "capture": 5,
 	"osscript": 6,
 	"admin":    7,
 	"cli":      8,

@@ -1,7 +1,7 @@
 // Package admin holds the operations of ganeti-image, the administrator's tool
 // on a node.
 //
-// Left out in this version: capturing images, and the image store.
+// Left out in this version: the image store.
 package admin
 
 import (

@@ -61,7 +61,7 @@ var programs = []program{
 	{"ganeti-image", "Manage hooks and images on this node.", "COMMAND ...", false, ganetiImage},
 	{"mount-disks", "Mount the file systems of a stopped instance on its node, until umount-disks (on the master).", "[--read-only] INSTANCE", false, asCommand("mount")},
 	{"umount-disks", "Unmount what mount-disks mounted, and detach the disks (on the master).", "[--here] INSTANCE", false, asCommand("umount")},
-	{"on-node", "Do what ganeti-image on the master asks of this node; Ganeti's variables are on standard input.", "deploy IMAGE DISK | seed DISK", true, onNode},
+	{"on-node", "Do what ganeti-image on the master asks of this node; Ganeti's variables are on standard input.", "deploy IMAGE DISK | seed DISK | capture ORDER", true, onNode},
 	{"on-node-mount", "Do the same where it is to stay when this process ends.", "mount rw | mount ro | umount", false, onNodeMount},
 	{"version", "Print the version.", "", false, version},
 }
@@ -308,6 +308,9 @@ func asCommand(command string) func(context.Context, *call) error {
 var errMasterGone = errors.New("the command on the master has ended")
 
 func onNodeCommand(args []string) (func(context.Context, osscript.Env) error, error) {
+	if len(args) == 2 && args[0] == "capture" {
+		return captureOnNode(args[1])
+	}
 	disk, err := 0, errors.New("no arguments")
 	if len(args) > 0 {
 		disk, err = strconv.Atoi(args[len(args)-1])
@@ -320,7 +323,7 @@ func onNodeCommand(args []string) (func(context.Context, osscript.Env) error, er
 	case err == nil && args[0] == "seed" && len(args) == 2 && disk >= osscript.AnyDisk:
 		return func(ctx context.Context, env osscript.Env) error { return osscript.WriteSeed(ctx, env, disk) }, nil
 	}
-	return nil, errors.New("cannot do that: want deploy IMAGE DISK, or seed DISK")
+	return nil, errors.New("cannot do that: want deploy IMAGE DISK, seed DISK, or capture ORDER")
 }
 
 func verify(ctx context.Context, c *call) error {

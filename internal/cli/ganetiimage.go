@@ -21,10 +21,11 @@ type ganetiImageCommands struct {
 		Disable hooksSwitch `cmd:"" help:"Switch hooks off."`
 		Variant string      `help:"Take the settings of this variant into account, such as its CUSTOMIZE_DIR."`
 	} `cmd:"" help:"The customisation hooks of this node."`
-	Deploy deployImage `cmd:"" help:"Put an image on a disk of an instance that is stopped (on the master)."`
-	Mount  mountDisks  `cmd:"" help:"Mount the file systems of an instance that is stopped on its node, until umount (on the master)."`
-	Umount umountDisks `cmd:"" help:"Unmount what mount mounted, and detach the disks (on the master)."`
-	Seed   writeSeed   `cmd:"" help:"Write the cloud-init seed of an instance to a disk of it, while it is stopped, or to a file (on the master)."`
+	Deploy  deployImage  `cmd:"" help:"Put an image on a disk of an instance that is stopped (on the master)."`
+	Mount   mountDisks   `cmd:"" help:"Mount the file systems of an instance that is stopped on its node, until umount (on the master)."`
+	Umount  umountDisks  `cmd:"" help:"Unmount what mount mounted, and detach the disks (on the master)."`
+	Seed    writeSeed    `cmd:"" help:"Write the cloud-init seed of an instance to a disk of it, while it is stopped, or to a file (on the master)."`
+	Capture captureImage `cmd:"" help:"Make an image of an instance that is stopped (on the master)."`
 }
 
 type deployImage struct {
@@ -120,7 +121,7 @@ func ganetiImage(ctx context.Context, c *call) (err error) {
 	if err != nil {
 		return err
 	}
-	k, err := parser.Parse(c.args)
+	k, err := parser.Parse(modernise(c.args))
 	if parse := (*kong.ParseError)(nil); errors.As(err, &parse) {
 		return fmt.Errorf("cannot read the command line: %w; see: ganeti-image --help", err)
 	}

@@ -4,15 +4,14 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"log/slog"
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"ganeti-instance-image/internal/image"
+	"ganeti-instance-image/internal/progress"
 	"ganeti-instance-image/internal/size"
 )
 
@@ -28,8 +27,6 @@ const (
 	maxZero = size.GiB
 	// scanUnit is the granularity in which data is searched for zeros.
 	scanUnit = 4 << 10
-	// reportEvery is the time between two lines of progress.
-	reportEvery = 10 * time.Second
 )
 
 // writer copies the middle of an image.
@@ -233,27 +230,9 @@ var zeros [scanUnit]byte
 // isZero reports whether b, of at most scanUnit bytes, is zeros.
 func isZero(b []byte) bool { return bytes.Equal(b, zeros[:len(b)]) }
 
-// report logs the progress of a long run until the returned function is called.
+// report tells of a long run until the returned function is called.
 func (w *writer) report() (stop func()) {
-	done := make(chan struct{})
-	go func() {
-		ticker := time.NewTicker(reportEvery)
-		defer ticker.Stop()
-		for last := int64(0); ; {
-			select {
-			case <-done:
-				return
-			case <-ticker.C:
-			}
-			now := w.written.Load() + w.zeroed.Load()
-			done := size.Bytes(now).String()
-			if total := w.total.Load(); total > 0 {
-				done = fmt.Sprintf("%d%%", now*100/total)
-			}
-			slog.Info("writing "+w.what, "done", done,
-				"speed", fmt.Sprintf("%.0f MiB/s", float64(now-last)/float64(size.MiB)/reportEvery.Seconds()))
-			last = now
-		}
-	}()
-	return func() { close(done) }
+	return progress.Watch("writing "+w.what, func() (size.Bytes, size.Bytes) {
+		return size.Bytes(w.written.Load() + w.zeroed.Load()), size.Bytes(w.total.Load())
+	})
 }

@@ -19,6 +19,7 @@ import (
 	"ganeti-instance-image/internal/contents"
 	"ganeti-instance-image/internal/image"
 	"ganeti-instance-image/internal/osapi"
+	"ganeti-instance-image/internal/progress"
 	"ganeti-instance-image/internal/settings"
 	"ganeti-instance-image/internal/size"
 	"ganeti-instance-image/internal/undo"
@@ -182,9 +183,9 @@ func (e *exporting) writeTar(ctx context.Context, env Env) (size.Bytes, error) {
 		return 0, err
 	}
 	out := &counter{w: e.out}
-	var progress backup.Progress
-	defer reportProgress("exporting", e.inUse, &progress.Read)()
-	err := e.compressed(out, func(w io.Writer) error { return backup.Write(ctx, w, e.src, m, e.ranges(), &progress) })
+	var done backup.Progress
+	defer watch(e.inUse, &done.Read)()
+	err := e.compressed(out, func(w io.Writer) error { return backup.Write(ctx, w, e.src, m, e.ranges(), &done) })
 	return size.Bytes(out.n.Load()), err
 }
 
@@ -232,7 +233,7 @@ func (e *exporting) writeQCOW2(ctx context.Context, env Env) (size.Bytes, error)
 		return 0, err
 	}
 	out := &counter{w: e.out}
-	defer reportProgress("exporting", plan.Size(), &out.n)()
+	defer watch(plan.Size(), &out.n)()
 	return plan.Size(), plan.Write(ctx, out, e.src)
 }
 
@@ -263,7 +264,7 @@ func (e *exporting) writeRaw(ctx context.Context, env Env) (size.Bytes, error) {
 		return 0, err
 	}
 	out := &counter{w: e.out}
-	defer reportProgress("exporting", e.disk.Length, &out.n)()
+	defer watch(e.disk.Length, &out.n)()
 	off := size.Bytes(0)
 	for r, err := range e.ranges() {
 		if err == nil {
@@ -314,26 +315,7 @@ func copyRange(ctx context.Context, w io.Writer, src *block.Source, r used.Range
 	return nil
 }
 
-// progressEvery is the time between two lines of progress.
-const progressEvery = 10 * time.Second
-
-// reportProgress logs how much is done, until the returned function is called.
-func reportProgress(what string, total size.Bytes, done *atomic.Int64) (stop func()) {
-	end := make(chan struct{})
-	go func() {
-		ticker := time.NewTicker(progressEvery)
-		defer ticker.Stop()
-		for last := int64(0); ; {
-			select {
-			case <-end:
-				return
-			case <-ticker.C:
-			}
-			now := done.Load()
-			slog.Info(what, "done", fmt.Sprintf("%d%%", now*100/max(1, int64(total))),
-				"speed", fmt.Sprintf("%.0f MiB/s", float64(now-last)/float64(size.MiB)/progressEvery.Seconds()))
-			last = now
-		}
-	}()
-	return func() { close(end) }
+// watch reports how much is done, until the returned function is called.
+func watch(total size.Bytes, done *atomic.Int64) (stop func()) {
+	return progress.Watch("exporting", func() (size.Bytes, size.Bytes) { return size.Bytes(done.Load()), total })
 }

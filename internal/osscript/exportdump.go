@@ -53,7 +53,7 @@ func (e *exporting) writeDump(ctx context.Context, env Env) (n size.Bytes, err e
 		return 0, err
 	}
 	out := &counter{w: e.out}
-	defer reportProgress("exporting", n, &out.n)()
+	defer watch(n, &out.n)()
 	return n, e.writeDumps(ctx, out, dumps)
 }
 

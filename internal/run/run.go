@@ -32,7 +32,10 @@ type Cmd struct {
 	What  string   // what it does, in an error's words: "check the ext4 filesystem on /dev/loop3"
 	Argv  []string // program and arguments; the program is looked for in Path
 	Stdin io.Reader
-	OK    []int // exit codes besides 0 that are no failure
+	// Stdout gets what the program prints there, which the result then does not
+	// have, and no limit.
+	Stdout io.Writer
+	OK     []int // exit codes besides 0 that are no failure
 }
 
 // Result is what a finished program left.
@@ -87,6 +90,9 @@ func (c Cmd) Run(ctx context.Context) (Result, error) {
 	cmd.WaitDelay = 5 * time.Second
 	stdout, stderr := &head{limit: stdoutLimit}, &tail{limit: stderrLimit}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = c.Stdin, stdout, stderr
+	if c.Stdout != nil {
+		cmd.Stdout = c.Stdout
+	}
 
 	start := time.Now()
 	err = cmd.Run()
