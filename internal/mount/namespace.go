@@ -52,7 +52,13 @@ func RunInside(descriptors ...string) (int, error) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args, cmd.Env = os.Args, append(os.Environ(), marker+"=1")
 	for _, name := range descriptors {
-		if fd, err := strconv.Atoi(os.Getenv(name)); err == nil && fd > 2 {
+		fd, err := strconv.Atoi(os.Getenv(name))
+		if err != nil || fd <= 2 {
+			continue
+		}
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil { // closed; the number may soon be another's
+			cmd.Env = append(cmd.Env, name+"=")
+		} else {
 			cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", name, 3+len(cmd.ExtraFiles)))
 			cmd.ExtraFiles = append(cmd.ExtraFiles, os.NewFile(uintptr(fd), name))
 		}

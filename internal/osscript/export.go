@@ -63,7 +63,7 @@ func Export(ctx context.Context, env Env, out io.Writer) (err error) {
 		return classify(Disk, err)
 	}
 	start := time.Now()
-	n, err := e.write(ctx, env)
+	n, err := e.writeUntil(ctx, env)
 	if errors.Is(err, unix.EPIPE) {
 		return fmt.Errorf("cannot write the backup: what was to read it has ended: %w", err)
 	}
@@ -125,6 +125,35 @@ func (e *exporting) measure() error {
 
 // ranges are those of the disk that are kept.
 func (e *exporting) ranges() iter.Seq2[used.Range, error] { return e.src.WithoutHoles(e.disk.Used()) }
+
+// patience is how long an orderly end may take once it is asked for. Ganeti kills
+// what is there after 5 seconds.
+const patience = 2 * time.Second
+
+// writeUntil writes the backup until ctx ends: who does not read, and so keeps a
+// write waiting, must not keep us.
+func (e *exporting) writeUntil(ctx context.Context, env Env) (size.Bytes, error) {
+	type result struct {
+		n   size.Bytes
+		err error
+	}
+	written := make(chan result, 1)
+	go func() {
+		n, err := e.write(ctx, env)
+		written <- result{n, err}
+	}()
+	select {
+	case r := <-written:
+		return r.n, r.err
+	case <-ctx.Done():
+	}
+	select {
+	case r := <-written:
+		return r.n, r.err
+	case <-time.After(patience):
+		return 0, context.Cause(ctx)
+	}
+}
 
 // write writes the backup in the format that is asked for, and returns its length.
 func (e *exporting) write(ctx context.Context, env Env) (size.Bytes, error) {
