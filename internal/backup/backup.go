@@ -5,12 +5,12 @@
 // the disk in pieces, each a member "disk/OFFSET" (15 decimal digits, bytes) in
 // GNU tar's sparse format 1.0, which together, one behind the other, are the
 // whole disk; and SumName, the SHA-256 of all bytes before it, as sha256sum -c
-// reads it. docs/backup-format.md says the same to people.
+// reads it. docs/backups.md says the same to people.
 //
 // All of it may be compressed with zstd, as zstd(1) does.
 //
-// What a backup says of itself is written in one way only, and anything else is
-// refused when it is read: nothing in it is without meaning.
+// Headers, lengths and padding are written in one way only, and anything else is
+// refused when it is read.
 //
 // Left out: what on a disk is in use (package contents), and the formats of others.
 package backup
@@ -46,7 +46,11 @@ const (
 	// maxMember bounds what a piece takes in the archive: its map and its data.
 	maxMember = 32 * size.MiB
 	// maxManifest bounds the manifest.
-	maxManifest = 4 * size.MiB
+	maxManifest = size.MiB
+	// maxTime is the last second that a header can name, since 1970.
+	maxTime = 1<<33 - 1
+	// maxName bounds the name of an instance, in bytes.
+	maxName = 255
 )
 
 // ErrDamaged is wrapped by the error for a backup that is not as it was written.
@@ -98,12 +102,23 @@ func (m *Manifest) encode() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot write the manifest: %w", err)
 	}
+	if len(text) >= int(maxManifest) && m.Parts != nil {
+		short := *m
+		short.Parts = nil // which is for people, and only who means ill has so many
+		return short.encode()
+	}
 	return append(text, '\n'), nil
 }
 
+// decodeManifest reads what an import needs to know: not the partitions.
 func decodeManifest(text []byte) (Manifest, error) {
-	var m Manifest
-	if err := json.Unmarshal(text, &m); err != nil {
+	var read struct {
+		Manifest
+		Parts json.RawMessage `json:"partitions"`
+	}
+	err := json.Unmarshal(text, &read)
+	m := read.Manifest
+	if err != nil {
 		return m, damaged("its manifest cannot be read: %v", err)
 	}
 	switch {
@@ -113,6 +128,10 @@ func decodeManifest(text []byte) (Manifest, error) {
 		return m, fmt.Errorf("cannot read the backup: its version is %d, and this program knows version %d: install a newer one on this node", m.Version, version)
 	case m.Size <= 0:
 		return m, damaged("its manifest says that the disk has %d bytes", int64(m.Size))
+	case m.Created.Unix() < 0 || m.Created.Unix() > maxTime:
+		return m, damaged("its manifest has no time that can be")
+	case len(m.Instance) > maxName:
+		return m, damaged("its manifest names an instance of %d bytes", len(m.Instance))
 	}
 	return m, nil
 }

@@ -298,8 +298,10 @@ func TestDamage(t *testing.T) {
 			t.Errorf("bit %d of byte %d of %d: not seen", at%8, at/8, len(good))
 		}
 	}
-	if _, err := read(t, append(bytes.Clone(good), 1)); !errors.Is(err, ErrDamaged) {
-		t.Errorf("something behind the end: %v", err)
+	for _, behind := range [][]byte{{1}, make([]byte, 2<<20)} {
+		if _, err := read(t, append(bytes.Clone(good), behind...)); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%d bytes behind the end: %v", len(behind), err)
+		}
 	}
 }
 
@@ -312,6 +314,9 @@ func TestRefusals(t *testing.T) {
 		{"newer", func(m *Manifest) { m.Version = 2 }, "version is 2"},
 		{"other", func(m *Manifest) { m.Format = "x" }, "does not say that it is"},
 		{"empty", func(m *Manifest) { m.Size = 0 }, "has 0 bytes"},
+		{"before time", func(m *Manifest) { m.Created = time.Date(1960, 1, 1, 0, 0, 0, 0, time.UTC) }, "no time"},
+		{"behind time", func(m *Manifest) { m.Created = time.Date(2500, 1, 1, 0, 0, 0, 0, time.UTC) }, "no time"},
+		{"long name", func(m *Manifest) { m.Instance = strings.Repeat("x", 300) }, "300 bytes"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := manifest(512)
@@ -324,6 +329,22 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
 		})
+	}
+}
+
+func TestManifestStaysShort(t *testing.T) {
+	m := manifest(512)
+	m.Parts = make([]Partition, 100_000)
+	text, err := m.encode()
+	if err != nil || len(text) > 1000 {
+		t.Errorf("it has %d bytes: %v", len(text), err)
+	}
+	m.Parts = make([]Partition, 10)
+	if text, err = m.encode(); err != nil || len(text) < 500 {
+		t.Errorf("it has %d bytes: %v", len(text), err)
+	}
+	if read, err := decodeManifest(text); err != nil || read.Size != 512 {
+		t.Errorf("%+v, %v", read, err)
 	}
 }
 

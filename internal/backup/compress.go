@@ -135,7 +135,7 @@ func Decompress(in io.Reader, head []byte) (io.ReadCloser, error) {
 	if !Resembles(head, string(zstdMagic)) {
 		return io.NopCloser(in), nil
 	}
-	d, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(0), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+	d, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(maxWorkers), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return nil, fmt.Errorf("cannot decompress the backup: %w", err)
 	}

@@ -122,7 +122,7 @@ func (r *Reader) Copy(ctx context.Context, to Sink) error {
 	if err := g.flush(); err != nil {
 		return err
 	}
-	return r.checkEnd()
+	return r.checkEnd(ctx)
 }
 
 var realSize = regexp.MustCompile(`GNU\.sparse\.realsize=([0-9]{1,15})\n`)
@@ -161,7 +161,7 @@ func (r *Reader) readMap(n, stored size.Bytes) ([][2]size.Bytes, error) {
 		if m.err != nil {
 			return nil, m.err
 		}
-		last := off == n && length == 0
+		last := off == n && length == 0 && end < n
 		if off <= end && !last || length == 0 && !last || length > n-off {
 			return nil, damaged("the map before byte %d names a stretch that cannot be", r.at)
 		}
@@ -228,9 +228,11 @@ func (r *Reader) copyData(off, n size.Bytes, stretches [][2]size.Bytes, g *gathe
 	return err
 }
 
-// checkEnd compares the sum, and makes sure that nothing follows but zeros, with
-// which tapes fill up.
-func (r *Reader) checkEnd() error {
+// maxPadding is how many zeros may follow a backup, with which tapes fill up.
+const maxPadding = size.MiB
+
+// checkEnd compares the sum, and makes sure that nothing follows but some zeros.
+func (r *Reader) checkEnd(ctx context.Context) error {
 	want := trailer(r.Manifest.Created, r.sum.Sum(nil))
 	got, err := r.next(size.Bytes(len(want)))
 	if err != nil {
@@ -243,9 +245,9 @@ func (r *Reader) checkEnd() error {
 		return damaged("its checksum is not that of the %d bytes before it", r.at-int64(len(want)))
 	}
 	b := make([]byte, unit)
-	for {
+	for padded := size.Bytes(0); ctx.Err() == nil; {
 		n, err := r.in.Read(b)
-		if !isZero(b[:n]) {
+		if padded += size.Bytes(n); !isZero(b[:n]) || padded > maxPadding {
 			return damaged("something follows its end at byte %d", r.at)
 		}
 		if errors.Is(err, io.EOF) {
@@ -255,6 +257,7 @@ func (r *Reader) checkEnd() error {
 			return fmt.Errorf("cannot read the backup: %w", err)
 		}
 	}
+	return context.Cause(ctx)
 }
 
 // minHole is the shortest hole that is handed over as such, in bytes: less is

@@ -81,6 +81,9 @@ func Run(args []string) int {
 	prepareProcess()
 	if p.inside && !mount.Inside() {
 		code, err := mount.RunInside(osscript.SizeVariable)
+		if err != nil && p.name == "import" {
+			_, _ = io.Copy(io.Discard, os.Stdin) // as import itself does
+		}
 		if err != nil {
 			return report(p.name, err, nil)
 		}
@@ -177,7 +180,8 @@ func prepareProcess() {
 func signalContext() (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // the write that met it says what it was
 	go func() {
 		for s := range signals {
 			cancel(interruption{s})

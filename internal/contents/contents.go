@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"ganeti-instance-image/internal/filesystem"
 	"ganeti-instance-image/internal/layout"
@@ -40,6 +41,11 @@ type Part struct {
 	Kind   filesystem.Kind // what it holds
 	Whole  bool            // all of it is kept
 	Why    string          // why it is kept whole, a line of printable ASCII; else empty
+	// Doubtful tells that it may be something else than Kind says.
+	Doubtful bool
+
+	hibernated bool       // it is swap space in which a system hibernated
+	end        size.Bytes // of the file system, where it tells its size; else 0
 }
 
 // Of looks at a disk of that length, which nobody may change from then on until
@@ -60,11 +66,42 @@ func Of(disk io.ReaderAt, length size.Bytes) (*Disk, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot tell what of the disk is in use: %w", err)
 	}
-	return d, nil
+	return d, d.together()
+}
+
+// together looks for what in one part makes the free blocks of others count.
+func (d *Disk) together() error {
+	if slices.ContainsFunc(d.Parts, func(p Part) bool { return p.hibernated }) {
+		// What that system wrote last, and still has in memory, btrfs calls free.
+		d.keep("a system hibernated on it")
+		return nil
+	}
+	for _, p := range d.Parts {
+		hashes, err := d.has(verityMark, p.Start, p)
+		if err != nil {
+			return err
+		}
+		if hashes {
+			d.keep("it has dm-verity's hashes, which are of free blocks too")
+			return nil
+		}
+	}
+	return nil
+}
+
+// has tells whether a text is at an offset of the disk that is in the part.
+func (d *Disk) has(text string, at size.Bytes, p Part) (bool, error) {
+	if at < p.Start || at+size.Bytes(len(text)) > p.Start+p.Length {
+		return false, nil
+	}
+	b := make([]byte, len(text))
+	err := readAt(d.disk, b, at)
+	return string(b) == text, err
 }
 
 // keep has the whole disk kept.
 func (d *Disk) keep(why string) {
+	d.Kind, d.pieces = "", nil
 	d.Parts = []Part{{Length: d.Length, Used: d.Length, Whole: true, Why: why}}
 }
 
@@ -99,7 +136,12 @@ func (d *Disk) contradicts(t *layout.Table) (string, error) {
 		return "", err
 	case info.Kind != filesystem.None:
 		return fmt.Sprintf("it has a partition table, and is %s as a whole", info.Kind), nil
-	case t.Kind == layout.MBR:
+	}
+	// Probe knows what is mounted; a RAID, bcache and others leave an old table be.
+	if also, err := another(d.disk, d.Length, filesystem.None); err != nil || also != "" {
+		return fmt.Sprintf("it has a partition table, and the mark of %s as a whole", also), err
+	}
+	if t.Kind == layout.MBR {
 		return "", nil
 	}
 	boot := make([]byte, 512)
@@ -119,8 +161,16 @@ func (d *Disk) partition(p Part) error {
 	if err != nil {
 		return err
 	}
-	if p.Kind = info.Kind; p.Kind == filesystem.LVM2 {
-		return d.physical(p, section)
+	p.Kind, p.end = info.Kind, info.Size
+	if p.Kind == filesystem.LVM2 {
+		if err := p.alone(section); err != nil {
+			return err
+		}
+		if !p.Whole {
+			return d.physical(p, section)
+		}
+		d.Parts = append(d.Parts, p)
+		return nil
 	}
 	ranges, err := p.look(section)
 	if err != nil {

@@ -83,7 +83,7 @@ func TestDoubts(t *testing.T) {
 		"swap too":            {"gpt", func(b []byte) { put(b, testStart+64*size.KiB-10, "SWAPSPACE2") }, "swap space too", false},
 		"hibernated too":      {"gpt", func(b []byte) { put(b, testStart+64*size.KiB-10, "S1SUSPEND\x00") }, "swap space too", false},
 		"ZFS too":             {"gpt", func(b []byte) { put(b, testStart+140*size.KiB, "\x0c\xb1\xba\x00\x00\x00\x00\x00") }, "ZFS too", false},
-		"LVM instead":         {"gpt", func(b []byte) { put(b, testStart+512, "LABELONE"); put(b, testStart+536, "LVM2 001") }, "LVM metadata is damaged", false},
+		"LVM instead":         {"gpt", func(b []byte) { put(b, testStart+512, "LABELONE"); put(b, testStart+536, "LVM2 001") }, "mark of ext too", false},
 		"LUKS instead":        {"gpt", func(b []byte) { put(b, testStart, "LUKS\xba\xbe\x00\x02") }, "crypto_LUKS", false},
 	} {
 		b := slices.Clone(images[c.label])

@@ -39,23 +39,63 @@ func (p *Part) look(r io.ReaderAt) (sequence, error) {
 	if p.Whole {
 		return nil, nil
 	}
-	also, err := another(r, p.Length, p.Kind)
-	if err != nil {
+	if err := p.alone(r); err != nil || p.Whole {
 		return nil, err
-	}
-	if also != "" {
-		p.whole(fmt.Sprintf("it is %s, and has the mark of %s too", p.Kind, also))
-		return nil, nil
 	}
 	ranges, err := reader(r, p.Length)
 	if err == nil {
 		p.Used, err = sum(ranges, p.Length)
 	}
 	if errors.Is(err, used.ErrUnsure) {
+		p.hibernated = errors.Is(err, used.ErrHibernated)
 		p.whole(err.Error())
 		return nil, nil
 	}
 	return ranges, err
+}
+
+// alone looks for what else the part may be: then it is kept whole.
+func (p *Part) alone(r io.ReaderAt) error {
+	also, err := another(r, p.Length, p.Kind)
+	if err == nil && also == "" && p.Start > 0 { // a disk's own table was read before
+		switch _, tableErr := layout.Read(r, p.Length); {
+		case tableErr == nil, errors.Is(tableErr, layout.ErrDamaged):
+			also = "a partition table"
+		case !errors.Is(tableErr, layout.ErrNoTable):
+			err = tableErr
+		}
+	}
+	if err == nil && also == "" {
+		also, err = p.verified(r)
+	}
+	if also != "" {
+		p.Doubtful = true
+		p.whole(fmt.Sprintf("it is %s, and has the mark of %s too", p.Kind, also))
+	}
+	return err
+}
+
+// verityMark begins dm-verity's hashes, which cover free blocks too.
+const verityMark = "verity\x00\x00"
+
+// verified looks behind the file system for hashes of it.
+func (p *Part) verified(r io.ReaderAt) (string, error) {
+	for _, m := range []struct {
+		at         size.Bytes
+		mark, what string
+	}{{p.end, verityMark, "dm-verity"}, {p.Length - 64, "AVBf", "Android Verified Boot"}} {
+		b := make([]byte, len(m.mark))
+		if m.at <= 0 || m.at+size.Bytes(len(b)) > p.Length {
+			continue
+		}
+		if err := readAt(r, b, m.at); err != nil {
+			return "", err
+		}
+		if string(b) == m.mark {
+			return m.what, nil
+		}
+	}
+	return "", nil
 }
 
 // sum adds a sequence up, and wants each range to be behind the one before.
@@ -93,10 +133,10 @@ var marks = []mark{
 	{0, "dmvdo001", "VDO", nil},
 	{0, "integrt\x00", "integrity", nil},
 	{0, "LUKS\xba\xbe", "LUKS", nil},
-	{0, "LABELONE", "LVM", nil},
-	{512, "LABELONE", "LVM", nil},
-	{1024, "LABELONE", "LVM", nil},
-	{1536, "LABELONE", "LVM", nil},
+	{0, "LABELONE", "LVM", []filesystem.Kind{filesystem.LVM2}},
+	{512, "LABELONE", "LVM", []filesystem.Kind{filesystem.LVM2}},
+	{1024, "LABELONE", "LVM", []filesystem.Kind{filesystem.LVM2}},
+	{1536, "LABELONE", "LVM", []filesystem.Kind{filesystem.LVM2}},
 	{0, "XFSB", "XFS", []filesystem.Kind{filesystem.XFS}},
 	{1024 + 56, "\x53\xef", "ext", []filesystem.Kind{filesystem.Ext2, filesystem.Ext3, filesystem.Ext4}},
 	{64<<10 + 64, "_BHRfS_M", "btrfs", []filesystem.Kind{filesystem.Btrfs}},
@@ -109,6 +149,13 @@ var marks = []mark{
 	{32<<10 + 1, "CD001", "ISO 9660", nil},
 	{64 << 10, "\x01\x16\x19\x70", "GFS2", nil},
 	{64<<10 + 52, "ReIsEr", "ReiserFS", nil},
+	{3, "ReFS\x00", "ReFS", nil},
+	{32, "NXSB", "APFS", nil},
+	{512, "\x57\x45\x56\x82", "a BSD disklabel", nil},
+	{544, "1SFB", "BFS", nil},
+	{8<<10 + 1372, "\x54\x19\x01\x00", "UFS1", nil},
+	{64<<10 + 1372, "\x19\x01\x54\x19", "UFS2", nil},
+	{32<<10 + 1, "BEA01", "UDF", nil},
 }
 
 // another looks for the marks of what is not of the kind.
@@ -121,6 +168,19 @@ func another(r io.ReaderAt, length size.Bytes, kind filesystem.Kind) (string, er
 	for _, m := range marks {
 		if m.at < size.Bytes(len(head)) && strings.HasPrefix(string(head[m.at:min(int(m.at)+32, len(head))]), m.text) && !slices.Contains(m.kind, kind) {
 			return m.what, nil
+		}
+	}
+	// The superblocks of md 0.90 and 1.0 are at the end: then a beginning may be that of before.
+	for _, at := range []size.Bytes{length&^(64<<10-1) - 64<<10, (length - 8<<10) &^ (4<<10 - 1)} {
+		if at < reach {
+			continue
+		}
+		tail := make([]byte, 4)
+		if err := readAt(r, tail, at); err != nil {
+			return "", err
+		}
+		if string(tail) == "\xfc\x4e\x2b\xa9" {
+			return "a RAID at its end", nil
 		}
 	}
 	for page := 4 << 10; page <= 64<<10 && page <= len(head) && kind != filesystem.Swap; page *= 2 {

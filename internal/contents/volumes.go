@@ -133,7 +133,7 @@ func (v *volumes) look(part Part) error {
 	if err != nil {
 		return err
 	}
-	found.part.Kind = info.Kind
+	found.part.Kind, found.part.end = info.Kind, info.Size
 	found.ranges, err = found.part.look(r)
 	return err
 }

@@ -15,6 +15,7 @@ package deploy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -177,12 +178,13 @@ func CheckEnds(img image.Image) error {
 // Wipe makes a disk unusable: its first MiB and its last, where a partition
 // table has its copies, become zeros on stable storage.
 func Wipe(disk Target) error {
+	var failed error // one end that stays must not keep the other
 	for _, p := range ends(disk, disk.Size()) {
 		if err := disk.Zero(p.off, size.Bytes(len(p.data))); err != nil {
-			return onDisk(err)
+			failed = errors.Join(failed, onDisk(err))
 		}
 	}
-	return flush(disk)
+	return errors.Join(failed, flush(disk))
 }
 
 // ends are the first MiB of the disk and the last, as far as an image of n bytes

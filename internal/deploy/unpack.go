@@ -182,10 +182,7 @@ func (u *unpacking) written() (*Written, error) {
 	if u.end == 0 {
 		return nil, fmt.Errorf("cannot deploy %s: it unpacks to nothing", u.what)
 	}
-	end := u.end.AlignUp(sectorSize)
-	if end > u.disk.Size() {
-		return nil, tooLarge(u.what, end, u.disk)
-	}
+	end := min(u.end.AlignUp(sectorSize), u.disk.Size()) // send let no more through than it has
 	if end > u.end {
 		slog.Warn(fmt.Sprintf("%s of %d bytes is no multiple of 512: %d zeros are added", u.what, int64(u.end), int64(end-u.end)))
 		from, to := max(u.end, u.held[0].end()), min(end, u.held[1].off)

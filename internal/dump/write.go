@@ -19,6 +19,9 @@ const writeBlocking = 32
 const (
 	maxRuns    = 32 << 20 // bytes of all maps of holes
 	maxPathLen = 4095     // bytes of a directory's path that the kernel takes
+	// maxHoleRecords are those of all headers that only holes make necessary: 16 GiB
+	// of them, for 8 TiB of holes.
+	maxHoleRecords = 16 << 30 / recordSize
 )
 
 // Outline is what a dump of a tree of files will hold, all but their content and
@@ -99,8 +102,12 @@ type WriteOptions struct {
 //
 // What a dump cannot hold so that it comes back with any program is an error:
 // files of more than 16 TiB, attributes that do not fit, directories with paths
-// over 4095 bytes, encrypted files. What it holds but restore(8) makes something
-// else of, or other file systems do not know, Warnings tells.
+// over 4095 bytes, encrypted files. So are holes of more than 8 TiB in
+// all, since a dump of next to nothing would be larger than most disks. What
+// restore(8) makes something else of, what other file systems do not know, what a
+// dump has no room for (projects, casefold, fs-verity), and what is hidden by a
+// mount, Warnings tells. It does not tell of preallocation, and of nanoseconds
+// within a microsecond.
 //
 // The tree may be hostile. No link is followed, and only directories and regular
 // files are opened to be read. The outline keeps the file system in use until
@@ -139,7 +146,7 @@ func (o *Outline) Close() error {
 func (o *Outline) Size() int64 { return o.records * recordSize }
 
 // Warnings are what will come back otherwise than it is in the tree: one
-// printable line each, and at most 51.
+// printable line each, and at most 55.
 func (o *Outline) Warnings() []string { return o.notes.all() }
 
 // Write writes the dump: exactly Size bytes where it is not compressed. It may be
@@ -185,22 +192,37 @@ func (o *Outline) mapRecords() int64 {
 // roundRecords is how many records hold a number of bytes.
 func roundRecords(bytes int64) int64 { return (bytes + recordSize - 1) / recordSize }
 
-// measure counts the records of the whole dump.
-func (o *Outline) measure() {
+// measure counts the records of the whole dump. It bounds those that no content
+// asks for: a guest has petabytes of holes for nothing.
+func (o *Outline) measure() error {
 	o.records = 1 + 2*(1+o.mapRecords())
 	for i := range o.dirs {
 		o.records += o.dirs[i].records()
 	}
+	holes := int64(0)
 	for i := range o.leaves {
 		o.records += o.leaves[i].records()
+		holes += o.leaves[i].headers() - headersOf(o.leaves[i].stored)
+	}
+	if holes > maxHoleRecords {
+		return errMostlyHeaders
 	}
 	o.records++ // a header of the end
 	o.records += -o.records & (writeBlocking - 1)
+	return nil
 }
+
+var errMostlyHeaders = errors.New("its files have so many holes that the dump would be mostly headers")
+
+// headersOf is how many headers so many records of content need, hole or not.
+func headersOf(records int64) int64 { return max(1, (records+mapBytes-1)/mapBytes) }
+
+// headers is how many headers an inode's content needs.
+func (n *node) headers() int64 { return headersOf(roundRecords(n.size)) }
 
 // records is how many records an inode needs with its headers.
 func (n *node) records() int64 {
-	sum := max(1, (roundRecords(n.size)+mapBytes-1)/mapBytes) + n.stored
+	sum := n.headers() + n.stored
 	for _, set := range n.sets {
 		if set > 0 {
 			sum += 1 + int64(set)
@@ -257,8 +279,10 @@ func (o *Outline) quotedNode(n *node) string {
 type notes struct {
 	kept    []string
 	dropped int
-	times   int // that were clamped
-	time    string
+	lost    [losses]struct {
+		files int
+		first string
+	}
 }
 
 func (n *notes) add(format string, args ...any) {
@@ -274,8 +298,10 @@ func (n *notes) all() []string {
 	if n.dropped > 0 {
 		all = append(all, fmt.Sprintf("%d more warnings like these", n.dropped))
 	}
-	if n.times > 0 {
-		all = append(all, fmt.Sprintf("%d files, %s first, have times before 1970 or after 2106, which the dump has as the nearest it can hold", n.times, n.time))
+	for kind, l := range n.lost {
+		if l.files > 0 {
+			all = append(all, fmt.Sprintf(lossTexts[kind], l.files, l.first))
+		}
 	}
 	return all
 }

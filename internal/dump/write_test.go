@@ -294,7 +294,7 @@ func TestWriteMany(t *testing.T) {
 // TestWriteCovered leaves out what is mounted below, and what is told to be.
 func TestWriteCovered(t *testing.T) {
 	root := need.Mounted(t, "ext4", "16M")
-	for _, name := range []string{"boot", "skipped/below", "kept"} {
+	for _, name := range []string{"boot", "hiding/below", "skipped/below", "kept"} {
 		if err := os.MkdirAll(filepath.Join(root, name), 0o711); err != nil {
 			t.Fatal(err)
 		}
@@ -308,17 +308,21 @@ func TestWriteCovered(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(above, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, pair := range [][2]string{{above, "boot"}, {filepath.Join(above, "file"), "plain"}} {
+	for _, pair := range [][2]string{{above, "boot"}, {above, "hiding"}, {filepath.Join(above, "file"), "plain"}} {
 		target := filepath.Join(root, pair[1])
 		command(t, "mount", "--bind", pair[0], target)
 		t.Cleanup(func() { command(t, "umount", target) })
 	}
 	o := scan(t, root, ScanOptions{Skip: []string{"skipped", "kept/skipped"}})
-	if diff := cmp.Diff([]string{`"plain" is left out: another file is mounted on it`}, o.Warnings()); diff != "" {
+	want := []string{
+		`"hiding" is empty in the dump: what it has of its own is hidden by what is mounted on it`,
+		`"plain" is left out: another file is mounted on it`,
+	}
+	if diff := cmp.Diff(want, o.Warnings()); diff != "" {
 		t.Error(diff)
 	}
 	got := slices.Sorted(maps.Keys(factsOf(t, written(t, o, WriteOptions{}))))
-	if diff := cmp.Diff([]string{"/", "/boot", "/kept", "/lost+found"}, got); diff != "" {
+	if diff := cmp.Diff([]string{"/", "/boot", "/hiding", "/kept", "/lost+found"}, got); diff != "" {
 		t.Error(diff)
 	}
 	o.Close()
@@ -353,6 +357,135 @@ func TestWriteWarnings(t *testing.T) {
 	facts := factsOf(t, written(t, o, WriteOptions{}))
 	if facts["/"+long].Size != 4 || facts["/old"].MTime != 0 || facts["/large"].Rdev[0] != 300 {
 		t.Error(facts)
+	}
+}
+
+// TestMeasure bounds the headers of holes, and no content.
+func TestMeasure(t *testing.T) {
+	const tib = 1 << 40
+	for name, c := range map[string]struct {
+		files        int
+		size, stored int64 // bytes of each
+		err          error
+	}{
+		"lastlog of few users":   {1, 1_200_000_000_000, 300_000, nil},
+		"just so many holes":     {1, 8*tib + mapBytes*recordSize, recordSize, nil},
+		"one header more":        {1, 8*tib + mapBytes*recordSize + 1, recordSize, errMostlyHeaders},
+		"petabytes":              {100, 16000 << 30, 0, errMostlyHeaders},
+		"many files":             {9, tib, tib / 1000, errMostlyHeaders},
+		"as much content":        {100, maxFile, maxFile, nil},
+		"half of each is a hole": {1, maxFile, maxFile / 2, nil},
+		"empty files":            {1 << 16, 0, 0, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := &Outline{dirs: make([]branch, 1), leaves: make([]node, c.files)}
+			for i := range o.leaves {
+				o.leaves[i] = node{size: c.size, stored: roundRecords(c.stored)}
+			}
+			if err := o.measure(); !errors.Is(err, c.err) {
+				t.Fatal(err)
+			}
+			if content := int64(c.files) * c.stored; c.err == nil && (o.Size() < content || o.Size() > content+content/300+17<<30) {
+				t.Errorf("%d bytes", o.Size())
+			}
+		})
+	}
+}
+
+// TestWriteFar has the records' numbers begin again, as behind 4 TiB.
+func TestWriteFar(t *testing.T) {
+	need.Tools(t, "restore")
+	root := t.TempDir()
+	if err := os.WriteFile(filepath.Join(root, "file"), bytes.Repeat([]byte("far"), 500_000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := scan(t, root, ScanOptions{})
+	const before = 1<<32 - 2*writeBlocking
+	o.records += before
+	var out bytes.Buffer
+	ctx, cancel := context.WithCancelCause(t.Context())
+	d := &dumping{ctx: ctx, Outline: o, out: newOutput(ctx, cancel, &out, false)}
+	d.out.records = before
+	d.describe(WriteOptions{Host: "host"})
+	if err := d.out.finish(d.all()); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "dump")
+	if err := os.WriteFile(path, out.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	compared(t, root, path, nil)
+	if diff := cmp.Diff(walk(t, root), factsOf(t, path)); diff != "" {
+		t.Error(diff)
+	}
+	last := header{[recordSize]byte(out.Bytes()[out.Len()-recordSize:])}
+	if want := uint32(out.Len()/recordSize - 2*writeBlocking - 1); last.u32(offRecord) != want {
+		t.Errorf("the last record has the number %d instead of %d", last.u32(offRecord), want)
+	}
+}
+
+// TestLost warns once of each kind of thing that a dump has no room for.
+func TestLost(t *testing.T) {
+	for _, c := range []struct {
+		marks marks
+		want  []loss
+	}{
+		{marks{flags: 0x80000 | 0x1000 | 0x10 | 0x100000}, nil},
+		{marks{flags: casefoldFlag, ext: true}, []loss{lostCasefold}},
+		{marks{flags: 0x4, ext: true}, nil},
+		{marks{flags: 0x4}, []loss{lostStorage}},
+		{marks{flags: 0x400}, []loss{lostStorage}},
+		{marks{flags: 0x800000 | casefoldFlag, project: 1}, []loss{lostCasefold, lostProject, lostStorage}},
+	} {
+		if diff := cmp.Diff(c.want, c.marks.lost()); diff != "" {
+			t.Errorf("%+v: %s", c.marks, diff)
+		}
+	}
+	s := &scanning{Outline: &Outline{dirs: make([]branch, 1)}}
+	for range 3 * maxWarnings {
+		s.notes.add("one of many")
+		for kind := range losses {
+			s.note(kind, &s.dirs[0].node)
+		}
+	}
+	all := s.Warnings()
+	if len(all) != 55 || all[54] != "150 files and directories, the root directory first, are marked for compression, against it, or against copying on write: they come back without" {
+		t.Errorf("%d: %s", len(all), all[len(all)-1])
+	}
+	sealed := unix.Statx_t{Mode: formatRegular, Nlink: 1, Attributes: unix.STATX_ATTR_VERITY}
+	if err := s.describe(-1, &node{}, &sealed); err == nil || s.notes.lost[lostVerity].files != 3*maxWarnings+1 {
+		t.Error(err, s.notes.lost[lostVerity])
+	}
+}
+
+// TestWriteLost has what file systems mark. Those that know casefold and fs-verity
+// take a kernel that few have.
+func TestWriteLost(t *testing.T) {
+	for _, c := range []struct{ kind, length, mark, want string }{
+		{"xfs", "320M", "-p 77", "3 files and directories, the root directory first, belong to projects of a quota: they come back without"},
+		{"btrfs", "256M", "+C", "3 files and directories, the root directory first, are marked for compression, against it, or against copying on write: they come back without"},
+		{"ext4", "16M", "+s", ""},
+	} {
+		t.Run(c.kind, func(t *testing.T) {
+			need.Tools(t, "chattr")
+			root := need.Mounted(t, c.kind, c.length)
+			inner := filepath.Join(root, "directory")
+			file := filepath.Join(inner, "file")
+			err := errors.Join(os.WriteFile(filepath.Join(root, "plain"), []byte("content"), 0o600), os.Mkdir(inner, 0o700), os.WriteFile(file, nil, 0o600))
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Before it has content, or NOCOW is not for it.
+			command(t, "chattr", append(strings.Fields(c.mark), root, inner, file)...)
+			if err := os.WriteFile(file, []byte("content"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			o := scan(t, root, ScanOptions{})
+			if diff := cmp.Diff(c.want, strings.Join(o.Warnings(), "\n")); diff != "" {
+				t.Error(diff)
+			}
+			o.Close()
+		})
 	}
 }
 
@@ -427,7 +560,11 @@ func TestScanRefuses(t *testing.T) {
 func TestScanRefusesFiles(t *testing.T) {
 	root := need.Mounted(t, "xfs", "320M")
 	large := filepath.Join(root, "large")
-	if err := errors.Join(os.WriteFile(large, nil, 0o600), os.Truncate(large, int64(maxFile)+1)); err != nil {
+	if err := errors.Join(os.WriteFile(large, nil, 0o600), os.Truncate(large, 9<<40)); err != nil {
+		t.Fatal(err)
+	}
+	scanRefused(t, root, errMostlyHeaders.Error())
+	if err := os.Truncate(large, int64(maxFile)+1); err != nil {
 		t.Fatal(err)
 	}
 	scanRefused(t, root, `"large": it has 17592186044417 bytes, and a file in a dump has 17592186044416 at most`)

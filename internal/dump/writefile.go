@@ -21,7 +21,7 @@ const (
 	commonFlags = 0x100f8
 	// storageFlags are flags of ext that tell how it stores a content which the
 	// dump has as it is read: verity, ea_inode, inline data, casefold.
-	storageFlags = 0x100000 | eaInodeFlag | inlineFlag | 0x40000000 | encryptedFlag
+	storageFlags = unix.FS_VERITY_FL | eaInodeFlag | inlineFlag | casefoldFlag | encryptedFlag
 )
 
 // dumping writes an outline.
@@ -102,7 +102,9 @@ func (d *dumping) begin() error {
 	return d.inodeMap(tsBits, rootInode)
 }
 
-// put writes the header.
+// put writes the header. The record's number begins again at 0 behind 4 TiB, as
+// that of dump(8) does, which counts in the 32 bits that the field has. restore(8)
+// reads it only where -Q makes it seek, by places that only dump(8) tells.
 func (d *dumping) put() error {
 	d.head.set32(offRecord, uint32(d.out.records))
 	d.head.seal()

@@ -42,8 +42,7 @@ func (s *scanning) all() error {
 		}
 	}
 	s.number()
-	s.measure()
-	return nil
+	return s.measure()
 }
 
 // begin adds the root. What was written to files just before has its place only
@@ -97,6 +96,7 @@ func (s *scanning) readNames(i int32) error {
 	}
 	f := os.NewFile(uintptr(fd), "directory")
 	defer f.Close()
+	s.notice(fd, &s.dirs[i].node)
 	for {
 		list, err := f.Readdirnames(1024)
 		if err == io.EOF {
@@ -183,6 +183,9 @@ func (s *scanning) visit(directory int32, e *named) (bool, error) {
 	if len(name) == 255 {
 		s.notes.add("%s: restore(8) does not keep a name of 255 bytes", s.quoted(directory, e.name))
 	}
+	if covered && s.hides(s.pathOf(directory, e.name)) {
+		s.notes.add("%s is empty in the dump: what it has of its own is hidden by what is mounted on it", s.quoted(directory, e.name))
+	}
 	b := branch{covered: covered, node: node{directory: directory, name: e.name}}
 	if isDirectory {
 		e.of = ^int32(len(s.dirs))
@@ -240,9 +243,10 @@ func (s *scanning) describe(fd int, n *node, st *unix.Statx_t) error {
 		return errors.New("it is encrypted (fscrypt): a dump would hold what nobody can read")
 	}
 	if !timeFits(st.Mtime) || !timeFits(st.Atime) || !timeFits(st.Ctime) {
-		if s.notes.times++; s.notes.times == 1 {
-			s.notes.time = s.quotedName(n)
-		}
+		s.note(lostTimes, n)
+	}
+	if st.Attributes&unix.STATX_ATTR_VERITY != 0 {
+		s.note(lostVerity, n)
 	}
 	list, err := s.xattrs.read(fd)
 	if err != nil {
@@ -260,7 +264,7 @@ func (s *scanning) describe(fd int, n *node, st *unix.Statx_t) error {
 
 // quotedName is the path of a node that may not be in the outline yet.
 func (s *scanning) quotedName(n *node) string {
-	if len(s.dirs) == 0 {
+	if len(s.dirs) == 0 || n == &s.dirs[0].node {
 		return "the root directory"
 	}
 	return s.quoted(n.directory, n.name)
@@ -304,6 +308,7 @@ func (s *scanning) holes(fd int, n *node) error {
 		return err
 	}
 	defer unix.Close(content)
+	s.notice(content, n)
 	total := roundRecords(n.size)
 	start := len(s.runs)
 	last := int64(0)

@@ -60,9 +60,10 @@ type creation struct {
 	growth    growth
 	whole     string // a loop device of all of the disk, while the guest is customised
 	steps     *undo.Stack
-	guarded   bool   // the disk is made unusable if the operation fails
-	importing bool   // the disk is filled from a backup
-	head      []byte // what that begins with
+	guarded   bool       // the disk is made unusable if the operation fails
+	importing bool       // the disk is filled from a backup
+	backup    backupKind // of which kind that is
+	planned   bool       // what the network is to be is known
 }
 
 // Create deploys the image to the instance's first disk and makes the guest on
@@ -224,7 +225,7 @@ func (c *creation) openDisk(index int) (*block.Device, error) {
 	if disk.Path == "" {
 		return nil, fmt.Errorf("cannot write disk %d: Ganeti gave no DISK_%d_PATH", index, index)
 	}
-	if disk.Access == "ro" {
+	if disk.Access == "ro" && !c.importing { // which fills what the guest only reads
 		return nil, fmt.Errorf("cannot write disk %d (%s): Ganeti gives it read-only (mode=ro)", index, disk.Path)
 	}
 	dev, err := block.Open(disk.Path)

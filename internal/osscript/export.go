@@ -111,6 +111,9 @@ func (e *exporting) measure() error {
 		}
 		e.inUse += r.Length
 	}
+	if e.format() == settings.ExportDump {
+		return nil // which has files, and no blocks
+	}
 	for _, p := range e.disk.Parts {
 		where := []any{"partition", p.Number}
 		if p.Volume != "" {
@@ -121,6 +124,18 @@ func (e *exporting) measure() error {
 		}
 	}
 	return nil
+}
+
+// classified is a disk whose errors are told from those of other things.
+type classified struct{ *block.Source }
+
+// ReadAt reads from the disk, as io.ReaderAt says.
+func (c classified) ReadAt(p []byte, off int64) (int, error) {
+	n, err := c.Source.ReadAt(p, off)
+	if err == nil || errors.Is(err, io.EOF) {
+		return n, err
+	}
+	return n, classify(Disk, err)
 }
 
 // ranges are those of the disk that are kept.
@@ -185,21 +200,23 @@ func (e *exporting) format() string {
 	return e.set.ExportFormat
 }
 
-// tellSize tells Ganeti how long the backup will be, as far as is known.
-func tellSize(env Env, n size.Bytes) error {
+// tellSize tells Ganeti how long the backup will be, as far as is known. It is for
+// showing progress: without it the export goes on.
+func tellSize(env Env, n size.Bytes) {
 	text := lookup(env.Environ, SizeVariable)
 	if text == "" {
-		return nil
+		return
 	}
 	fd, err := strconv.Atoi(text)
 	if err != nil || fd <= 2 {
-		return classify(Input, fmt.Errorf("cannot tell the size of the backup: %s is %q, and no descriptor for it", SizeVariable, text))
+		slog.Warn("cannot tell Ganeti the size of the backup: no descriptor for it is open", SizeVariable, text)
+		return
 	}
 	f := os.NewFile(uintptr(fd), SizeVariable)
 	if _, err := fmt.Fprintf(f, "%d\n", int64(n)); err != nil {
 		slog.Warn("cannot tell Ganeti the size of the backup", "cause", err)
 	}
-	return f.Close()
+	_ = f.Close() // it is told, or not
 }
 
 func (e *exporting) writeTar(ctx context.Context, env Env) (size.Bytes, error) {
@@ -214,7 +231,7 @@ func (e *exporting) writeTar(ctx context.Context, env Env) (size.Bytes, error) {
 	out := &counter{w: e.out}
 	var done backup.Progress
 	defer watch(e.inUse, &done.Read)()
-	err := e.compressed(out, func(w io.Writer) error { return backup.Write(ctx, w, e.src, m, e.ranges(), &done) })
+	err := e.compressed(out, func(w io.Writer) error { return backup.Write(ctx, w, classified{e.src}, m, e.ranges(), &done) })
 	return size.Bytes(out.n.Load()), err
 }
 
@@ -243,7 +260,8 @@ func (e *exporting) estimateTar(env Env, m backup.Manifest) error {
 	if err != nil {
 		return err
 	}
-	return tellSize(env, n)
+	tellSize(env, n)
+	return nil
 }
 
 // writeQCOW2 writes clusters whole, so that what is free may be among them.
@@ -258,12 +276,10 @@ func (e *exporting) writeQCOW2(ctx context.Context, env Env) (size.Bytes, error)
 	if err != nil {
 		return 0, err
 	}
-	if err := tellSize(env, plan.Size()); err != nil {
-		return 0, err
-	}
+	tellSize(env, plan.Size())
 	out := &counter{w: e.out}
 	defer watch(plan.Size(), &out.n)()
-	return plan.Size(), plan.Write(ctx, out, e.src)
+	return plan.Size(), plan.Write(ctx, out, classified{e.src})
 }
 
 // counter counts what is written.
@@ -282,6 +298,9 @@ func (c *counter) Write(p []byte) (int, error) {
 // begins as a backup of another format does is refused: import would take it for
 // one.
 func (e *exporting) writeRaw(ctx context.Context, env Env) (size.Bytes, error) {
+	if e.disk.Length%512 != 0 {
+		return 0, classify(Refused, fmt.Errorf("cannot export the disk as it is (EXPORT_FORMAT=raw): its %d bytes are no multiple of 512; use EXPORT_FORMAT=tar", int64(e.disk.Length)))
+	}
 	head := make([]byte, min(sniffed, e.disk.Length))
 	if _, err := e.src.ReadAt(head, 0); err != nil {
 		return 0, classify(Disk, fmt.Errorf("cannot read the disk: %w", err))
@@ -289,9 +308,7 @@ func (e *exporting) writeRaw(ctx context.Context, env Env) (size.Bytes, error) {
 	if kind := recognise(head); kind != rawBackup {
 		return 0, classify(Refused, fmt.Errorf("cannot export the disk as it is (EXPORT_FORMAT=raw): it begins as %s does, and would be taken for one; use EXPORT_FORMAT=tar", kind))
 	}
-	if err := tellSize(env, e.disk.Length); err != nil {
-		return 0, err
-	}
+	tellSize(env, e.disk.Length)
 	out := &counter{w: e.out}
 	defer watch(e.disk.Length, &out.n)()
 	off := size.Bytes(0)

@@ -9,8 +9,10 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"ganeti-instance-image/internal/dump"
+	"ganeti-instance-image/internal/filesystem"
 	"ganeti-instance-image/internal/layout"
 	"ganeti-instance-image/internal/mount"
 	"ganeti-instance-image/internal/size"
@@ -49,9 +51,7 @@ func (e *exporting) writeDump(ctx context.Context, env Env) (n size.Bytes, err e
 		}
 	}
 	n += 2 * tarRecord
-	if err := tellSize(env, n); err != nil {
-		return 0, err
-	}
+	tellSize(env, n)
 	out := &counter{w: e.out}
 	defer watch(n, &out.n)()
 	return n, e.writeDumps(ctx, out, dumps)
@@ -93,16 +93,42 @@ func (e *exporting) mountForDump(ctx context.Context, steps *undo.Stack) (*mount
 	if err != nil {
 		return nil, refuse(err)
 	}
-	for _, at := range tree.Left() {
-		return nil, refuse(fmt.Errorf("%s cannot be mounted here", at))
-	}
 	for _, m := range tree.Mounts() {
 		switch {
 		case m.Unreplayed != "":
 			return nil, refuse(fmt.Errorf("the file system of %s was not unmounted cleanly (%s)", m.At, m.Unreplayed))
-		case !slices.Contains([]string{"/", "/boot"}, m.At):
+		case m.At != "/" && m.At != "/boot":
 			return nil, refuse(fmt.Errorf("%s is a file system of its own", m.At))
 		}
 	}
+	left, err := e.leftOut(table, tree)
+	if err != nil {
+		return nil, classify(Disk, err)
+	}
+	if left != "" {
+		return nil, refuse(fmt.Errorf("%s would not be in it", left))
+	}
 	return tree, nil
+}
+
+// leftOut names what is on the disk and in none of the mounted file systems, but
+// for what import makes anew: swap space, the ESP, and where GRUB is embedded.
+func (e *exporting) leftOut(table *layout.Table, tree *mount.Tree) (string, error) {
+	for _, p := range e.disk.Parts {
+		if p.Kind == filesystem.Swap || p.Kind == filesystem.LVM2 || slices.ContainsFunc(tree.Mounts(), func(m mount.Mount) bool { return m.Part.Start == p.Start }) {
+			continue
+		}
+		partition, _ := table.Find(p.Number)
+		if slices.Contains([]string{layout.TypeESP, layout.TypeESPOfMBR, layout.TypeBIOSBoot}, partition.Type) {
+			continue
+		}
+		blank, err := isBlank(io.NewSectionReader(e.src, int64(p.Start), int64(p.Length)), min(p.Length, size.MiB))
+		if err != nil {
+			return "", err
+		}
+		if p.Kind != filesystem.None || !blank {
+			return strings.TrimSpace(fmt.Sprintf("partition %d %s", p.Number, p.Volume)), nil
+		}
+	}
+	return "", nil
 }

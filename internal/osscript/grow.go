@@ -105,7 +105,7 @@ func (c *creation) inspect(source io.ReaderAt, length size.Bytes) error {
 func (c *creation) readLayout(source io.ReaderAt, length size.Bytes) (err error) {
 	c.table, err = layout.Read(source, length)
 	if err != nil && !errors.Is(err, layout.ErrNoTable) {
-		return fmt.Errorf("cannot use %s: %w (NOMOUNT=yes deploys the image as it is)", c.source(), err)
+		return fmt.Errorf("cannot use %s: %w (%s)", c.source(), err, c.wayOut())
 	}
 	partitions := []layout.Partition{{Length: length}}
 	if c.table != nil {
@@ -121,17 +121,25 @@ func (c *creation) readLayout(source io.ReaderAt, length size.Bytes) (err error)
 			return err
 		}
 		atEnd := i == len(partitions)-1
-		if (c.img != nil || recognise(c.head) == rawBackup) && (atEnd || part.info.Kind.Growable()) && part.info.Size > p.Length {
-			return fmt.Errorf("cannot use %s: its %s has %d bytes, and there is room for %d: %w (NOMOUNT=yes deploys it as it is)",
-				c.source(), part.info.Kind, int64(part.info.Size), int64(p.Length), errCutOff)
+		if (c.img != nil || c.backup == rawBackup) && (atEnd || part.info.Kind.Growable()) && part.info.Size > p.Length {
+			return fmt.Errorf("cannot use %s: its %s has %d bytes, and there is room for %d: %w (%s)",
+				c.source(), part.info.Kind, int64(part.info.Size), int64(p.Length), errCutOff, c.wayOut())
 		}
 		c.parts = append(c.parts, part)
 	}
 	return nil
 }
 
+// wayOut is what somebody can do who wants the disk written all the same.
+func (c *creation) wayOut() string {
+	if c.importing {
+		return "GROW=no imports it as it is"
+	}
+	return "NOMOUNT=yes deploys the image as it is"
+}
+
 // errCutOff says that the end of a disk is missing.
-var errCutOff = errors.New("the image is cut off")
+var errCutOff = errors.New("it is cut off")
 
 // source names what is deployed.
 func (c *creation) source() string {

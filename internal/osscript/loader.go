@@ -130,6 +130,10 @@ func (c *creation) installLoader(ctx context.Context, t *mount.Tree, steps *undo
 	if c.tree == nil || c.set.GRUB != "auto" || c.enabled("grub") {
 		return nil
 	}
+	return c.bootFromDisk(ctx, t, steps)
+}
+
+func (c *creation) bootFromDisk(ctx context.Context, t *mount.Tree, steps *undo.Stack) error {
 	path, err := c.blockDevice(steps)
 	if err != nil {
 		return err

@@ -184,30 +184,41 @@ func (c *creation) overwriteSeed(d *otherDisk, iso []byte) (moved bool, err erro
 // renameMounted mounts the guest and renames it. moved tells that its seed, on
 // another disk, says something else than before.
 func (c *creation) renameMounted(ctx context.Context, moved bool) (err error) {
-	c.table, err = layout.Read(c.dev, c.dev.Size())
-	if errors.Is(err, layout.ErrDamaged) {
-		slog.Warn("the guest's files keep its name: the disk's partition table cannot be read", "cause", err)
-		return nil
-	}
-	if err != nil && !errors.Is(err, layout.ErrNoTable) {
-		return classify(Disk, err)
-	}
 	var steps undo.Stack
 	defer steps.Unwind(&err)
-	tree, err := mount.Open(ctx, c.dev, c.table, c.mountOptions(), &steps)
-	if err != nil && ctx.Err() != nil {
+	tree, why, err := c.openGuest(ctx, &steps)
+	if err != nil {
 		return err
 	}
-	if err != nil {
-		slog.Warn("the guest's files keep its name: it is no Linux system, or cannot be mounted here", "cause", err)
-		return nil
-	}
-	if what, immutable := tree.Root.Immutable(); immutable {
-		slog.Warn("the guest's files keep its name: it is " + what + "; cloud-init or Ignition give it its new one")
+	if why != nil {
+		slog.Warn("the guest's files keep its name", "cause", why)
 		return nil
 	}
 	// Each of them counts alone: what one cannot do must not keep the others.
 	return errors.Join(c.renameFiles(tree), c.renameSeed(tree, moved), c.runHooks(ctx, tree), relabel(tree.Root))
+}
+
+// openGuest mounts a guest that was made before, or tells why it must be left
+// alone.
+func (c *creation) openGuest(ctx context.Context, steps *undo.Stack) (tree *mount.Tree, why, err error) {
+	c.table, err = layout.Read(c.dev, c.dev.Size())
+	if errors.Is(err, layout.ErrDamaged) {
+		return nil, err, nil
+	}
+	if err != nil && !errors.Is(err, layout.ErrNoTable) {
+		return nil, nil, classify(Disk, err)
+	}
+	tree, err = mount.Open(ctx, c.dev, c.table, c.mountOptions(), steps)
+	if err != nil && ctx.Err() != nil {
+		return nil, nil, err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("it is no Linux system, or cannot be mounted here: %w", err), nil
+	}
+	if what, immutable := tree.Root.Immutable(); immutable {
+		return tree, errors.New("it is " + what + "; cloud-init or Ignition make it this instance"), nil
+	}
+	return tree, nil, nil
 }
 
 // renameFiles has the guest's own files say the new name.

@@ -2,6 +2,8 @@ package seed
 
 import (
 	"bytes"
+	"errors"
+	"io/fs"
 	"slices"
 
 	"ganeti-instance-image/internal/guest"
@@ -42,21 +44,24 @@ func Update(root *guest.Root, files []File, onDisk, moved bool) ([]string, error
 	return w.changes, err
 }
 
-// Replace gives a guest that has a seed of ours another, by which it is another
+// InGuest tells whether the guest has a seed of ours in it.
+func InGuest(root *guest.Root) bool {
+	return root.Exists(configFile) && root.Exists(seedDir+"/meta-data")
+}
+
+// Replace gives a guest with a seed of ours another, by which it is another
 // instance. What of the old one nobody may know any more stays: user-data and
 // vendor-data.
 func Replace(root *guest.Root, files []File) ([]string, error) {
-	if !root.Exists(configFile) {
-		return nil, nil
-	}
-	files = slices.Clone(files)
-	for i, f := range files {
-		if f.Name != "user-data" && f.Name != "vendor-data" {
+	for _, name := range []string{"user-data", "vendor-data"} {
+		old, err := root.ReadFile(seedDir+"/"+name, fileLimit)
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if old, err := root.ReadFile(seedDir+"/"+f.Name, fileLimit); err == nil {
-			files[i].Data = old
+		if err != nil {
+			return nil, err
 		}
+		files = append(slices.DeleteFunc(slices.Clone(files), func(f File) bool { return f.Name == name }), File{name, old})
 	}
 	return Write(root, files)
 }

@@ -64,18 +64,22 @@ func TestUpdate(t *testing.T) {
 // A guest may have anything in the place of its seed.
 func TestReplace(t *testing.T) {
 	fresh := []File{{"meta-data", []byte("instance-id: \"other\"\nlocal-hostname: \"new.example.org\"\n")}, {"network-config", []byte("new")}, {"user-data", []byte("other")}}
-	root, dir := image(t, map[string]string{configFile: string(config("in " + seedDir)), seedDir + "/meta-data": seededID, seedDir + "/network-config": "old", seedDir + "/user-data": "mine"})
+	old := map[string]string{configFile: string(config("in " + seedDir)), seedDir + "/meta-data": seededID, seedDir + "/network-config": "old", seedDir + "/user-data": "mine", seedDir + "/vendor-data": "theirs"}
+	root, dir := image(t, old)
+	if !InGuest(root) {
+		t.Error("the seed is not seen")
+	}
 	if _, err := Replace(root, fresh); err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]string{"meta-data": "other", "network-config": "new", "user-data": "mine"} {
+	for name, want := range map[string]string{"meta-data": "other", "network-config": "new", "user-data": "mine", "vendor-data": "theirs"} {
 		if text, err := os.ReadFile(filepath.Join(dir, seedDir, name)); err != nil || !strings.Contains(string(text), want) {
 			t.Errorf("%s: %q, %v, want %q", name, text, err, want)
 		}
 	}
-	root, dir = image(t, map[string]string{seedDir + "/meta-data": seededID})
-	if changes, err := Replace(root, fresh); err != nil || len(changes) > 0 {
-		t.Errorf("one that is not ours in %s: %q, %v", dir, changes, err)
+	delete(old, configFile)
+	if root, _ := image(t, old); InGuest(root) {
+		t.Error("a seed that is not ours is taken for ours")
 	}
 }
 

@@ -46,6 +46,10 @@ const (
 // them, by how they begin. TuxOnIce has its own at the first byte.
 var swapHibernated = []string{"S1SUSPEND", "S2SUSPEND", "ULSUSPEND", "LINHIB0001"}
 
+// ErrHibernated is wrapped, besides ErrUnsure, where a system lies in swap space: what it
+// has in memory may also name blocks of other file systems that these call free.
+var ErrHibernated = errors.New("it holds a system that hibernated")
+
 const swapTuxOnIce = "\xed\xc3\x02\xe9\x98\x56\xe5\x0c"
 
 // swapOthers are marks of what leaves some of the first page alone, so that the header
@@ -99,12 +103,12 @@ func swapKeep(head []byte, length size.Bytes) ([]Range, error) {
 // swapAlone looks for what else may be there.
 func swapAlone(head []byte) error {
 	if bytes.HasPrefix(head, []byte(swapTuxOnIce)) {
-		return errors.New("it holds a system that hibernated")
+		return ErrHibernated
 	}
 	for end := 4 << 10; end <= int(swapPageMax) && end <= len(head); end *= 2 {
 		for _, mark := range swapHibernated {
 			if bytes.HasPrefix(head[end-swapMark:end], []byte(mark)) {
-				return errors.New("it holds a system that hibernated")
+				return ErrHibernated
 			}
 		}
 	}
