@@ -7,13 +7,16 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"ganeti-instance-image/internal/need"
 )
@@ -197,12 +200,137 @@ func (s *site) run(t *testing.T, script string, e env, args ...string) outcome {
 func finish(t *testing.T, cmd *exec.Cmd) outcome {
 	t.Helper()
 	var log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &log, &log
+	cmd.Stderr = &log
+	if cmd.Stdout == nil {
+		cmd.Stdout = &log
+	}
 	err := cmd.Run()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
 	return outcome{cmd.ProcessState.ExitCode(), log.String()}
+}
+
+// transfer is export or import as Ganeti's daemon runs them: by a shell, in the
+// OS definition's directory, with the umask 077, in a process group of its own. A
+// program in through, as strace(1), starts the script.
+func (s *site) transfer(script string, e env, through ...string) *exec.Cmd {
+	argv := append([]string{"-c", `umask 077; cd "$1"; shift; exec "$@"`, "-", s.osDir}, append(through, "./"+script)...)
+	cmd := exec.Command("bash", argv...)
+	cmd.Env = append(e.list(), "LC_ALL=C")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	return cmd
+}
+
+// exporting is the environment of an export of a disk, importing of an import.
+func exporting(disk string) env {
+	return instance(disk).with(env{"EXPORT_DEVICE": disk, "EXPORT_DISK_PATH": disk, "EXPORT_INDEX": "0"})
+}
+
+func importing(disk string) env {
+	return instance(disk).with(env{"IMPORT_DEVICE": disk, "IMPORT_DISK_PATH": disk, "IMPORT_INDEX": "0"})
+}
+
+// backup is what an export wrote.
+type backup struct {
+	path     string
+	length   int64
+	expected string // what it wrote to EXP_SIZE_FD
+	log      string
+}
+
+// sizeFD is one above 9, as those of Ganeti are.
+const sizeFD = 11
+
+// export exports a disk to a file, and wants that to succeed.
+func (s *site) export(t *testing.T, e env) backup {
+	t.Helper()
+	before := attached(t)
+	b, o := s.exportTo(t, s.transfer("export", e), filepath.Join(t.TempDir(), "backup"))
+	if o.code != 0 {
+		t.Fatalf("export ended with %d:\n%s", o.code, o.log)
+	}
+	if after := attached(t); after != before {
+		t.Fatalf("export left something attached:\n%s\nlog:\n%s", after, o.log)
+	}
+	return b
+}
+
+// exportTo runs an export that may fail, with EXP_SIZE_FD.
+func (s *site) exportTo(t *testing.T, cmd *exec.Cmd, path string) (backup, outcome) {
+	t.Helper()
+	out, err1 := os.Create(path)
+	told, telling, err2 := os.Pipe()
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	defer told.Close()
+	cmd.Env = append(cmd.Env, fmt.Sprint("EXP_SIZE_FD=", sizeFD))
+	cmd.ExtraFiles = make([]*os.File, sizeFD-2)
+	cmd.ExtraFiles[sizeFD-3] = telling
+	cmd.Stdout = out
+	o := finish(t, cmd)
+	telling.Close()
+	_ = told.SetReadDeadline(time.Now().Add(10 * time.Second)) // somebody may have been left who holds it
+	expected, err1 := io.ReadAll(told)
+	info, err2 := out.Stat()
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	return backup{path, info.Size(), string(expected), o.log}, o
+}
+
+// importFrom imports a stream, and wants that to read all of it.
+func (s *site) importFrom(t *testing.T, e env, stream io.Reader, length int64) outcome {
+	t.Helper()
+	before := attached(t)
+	cmd, counted := s.transfer("import", e), &counter{from: stream}
+	cmd.Stdin = counted
+	o := finish(t, cmd)
+	if counted.n != length {
+		t.Errorf("import ended with %d and read %d bytes of %d:\n%s", o.code, counted.n, length, o.log)
+	}
+	if after := attached(t); after != before {
+		t.Errorf("import left something attached:\n%s\nlog:\n%s", after, o.log)
+	}
+	return o
+}
+
+// importFile imports a file, and wants that to succeed.
+func (s *site) importFile(t *testing.T, e env, path string) string {
+	t.Helper()
+	o := s.tryImport(t, e, path)
+	if o.code != 0 {
+		t.Fatalf("import ended with %d:\n%s", o.code, o.log)
+	}
+	return o.log
+}
+
+func (s *site) tryImport(t *testing.T, e env, path string) outcome {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.importFrom(t, e, f, info.Size())
+}
+
+// counter counts what was read through it.
+type counter struct {
+	from io.Reader
+	n    int64
+}
+
+func (c *counter) Read(b []byte) (int, error) {
+	n, err := c.from.Read(b)
+	c.n += int64(n)
+	return n, err
 }
 
 // create runs create and wants it to succeed.

@@ -144,8 +144,12 @@ func isISO(r io.ReaderAt) bool {
 // firmware nor Linux looks at, since sector 0 does not announce it.
 func (t *Table) unannounced(r io.ReaderAt, disk size.Bytes) error {
 	for _, sector := range sectorSizes {
-		if _, err := readHeader(r, disk, sector, 1); err == nil {
+		_, err := readHeader(r, disk, sector, 1)
+		if err == nil {
 			return fmt.Errorf("%w: there is a GPT, but no protective MBR in front of it, so neither firmware nor Linux would find it", ErrDamaged)
+		}
+		if errors.As(err, new(readError)) {
+			return fmt.Errorf("cannot read the partition table: %w", err)
 		}
 	}
 	return ErrNoTable
@@ -269,9 +273,14 @@ func readFull(r io.ReaderAt, p []byte, off int64) error {
 		return nil
 	}
 	if err == nil || errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
+		return fmt.Errorf("at offset %d: %w", off, io.ErrUnexpectedEOF)
 	}
-	return fmt.Errorf("at offset %d: %w", off, err)
+	return readError{fmt.Errorf("at offset %d: %w", off, err)}
 }
+
+// readError is a reader's own, which says nothing of what is on the disk.
+type readError struct{ error }
+
+func (e readError) Unwrap() error { return e.error }
 
 var le = binary.LittleEndian
