@@ -109,7 +109,7 @@ func read(t testing.TB, archive []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.Manifest.Size > 64*size.MiB {
+	if r.Manifest.Size > 128*size.MiB {
 		return nil, errors.New("too large for this test")
 	}
 	m := &memory{t: t, disk: bytes.Repeat([]byte{0}, int(r.Manifest.Size))}
