@@ -1,7 +1,6 @@
 package test
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -13,7 +12,6 @@ import (
 	"time"
 
 	"ganeti-instance-image/internal/need"
-	"ganeti-instance-image/test/lab"
 )
 
 // keyMark and oldMark are secrets of a guest: one is there, one was removed
@@ -270,24 +268,38 @@ func TestCaptureRefuses(t *testing.T) {
 		disk := usedDisk(t, layoutNamed(t, "ubuntu"), 400)
 		start, _ := extent(t, disk, 16)
 		shell(t, `dd if=/dev/zero of="$1" bs=1024 seek=$(($2 / 1024 + 2)) count=64 conv=notrunc status=none`, disk, fmt.Sprint(start)) // the groups of /boot
-		for _, imageType := range []string{"tarball", "dump"} {
-			s.refuseCapture(t, instance(disk), map[string]any{"type": imageType}, 1, "/boot could not be mounted", "--type qcow2")
+		for _, imageType := range []string{"tarball", "dump", "qcow2"} {
+			s.refuseCapture(t, instance(disk), map[string]any{"type": imageType}, 7, "/boot could not be mounted", "--keep all", "--type qcow2")
 		}
+		s.refuseCapture(t, instance(disk), map[string]any{"type": "tarball", "keep": []string{"all"}}, 7, "/boot could not be mounted")
 		if left := tool(t, "ls", "-A", dir); left != "" {
 			t.Errorf("it left %s", left)
 		}
+	})
+	t.Run("what cannot be looked into", func(t *testing.T) {
+		locked := newDisk(t, 32)
+		shell(t, `printf 'LUKS\272\276\000\001' | dd of="$1" conv=notrunc status=none`, locked)
+		s.refuseCapture(t, disks(locked), nil, 7, "disk 0", "crypto_LUKS", "--keep all")
+		s.refuseCapture(t, disks(disk, locked), map[string]any{"disks": []int{1}}, 7, "disk 1", "crypto_LUKS")
+		if left := tool(t, "ls", "-A", dir); left != "" {
+			t.Errorf("it left %s", left)
+		}
+		s.capture(t, disks(locked), map[string]any{"keep": []string{"all"}})
+		shell(t, `rm "$1"/*`, dir)
 	})
 	t.Run("no room", func(t *testing.T) {
 		small := t.TempDir()
 		tool(t, "mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", small)
 		defer tool(t, "umount", small)
 		s.refuseCapture(t, instance(disk), map[string]any{"dir": small}, 1, "2 MiB free", "--dir")
+		tool(t, "mount", "-o", "remount,size=60m", small)
+		s.refuseCapture(t, instance(disk), map[string]any{"dir": small}, 1, "60 MiB free", "--dir")
 	})
 	t.Run("the room ends", func(t *testing.T) {
 		small := t.TempDir()
 		tool(t, "mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", small)
 		defer tool(t, "umount", small)
-		s.refuseCapture(t, instance(disk), map[string]any{"dir": small}, 1, "o space left")
+		s.refuseCapture(t, instance(disk), map[string]any{"dir": small, "keep": []string{"all"}}, 1, "o space left")
 		if left := tool(t, "ls", "-A", small); left != "" {
 			t.Errorf("it left %s", left)
 		}
@@ -307,6 +319,7 @@ func TestCaptureFaults(t *testing.T) {
 		{"mount fails", "mount:error=EIO", 6},
 		{"unmount fails", "umount2:error=EBUSY", 2},
 		{"a sync fails", "fsync:error=EIO", 6},
+		{"a file system is not stored", "syncfs:error=EIO", 3},
 		{"a program does not start", "execve:error=EACCES", 3},
 		{"it cannot be named", "renameat2:error=EIO", 2},
 		{"asked to stop while copying", "pwrite64:signal=SIGTERM", 4},
@@ -371,80 +384,4 @@ func (s *site) captureFails(t *testing.T, disk, dir, inject string) bool {
 		t.Errorf("%s: the disk changed", inject)
 	}
 	return err != nil
-}
-
-// An instance that was booted, and so has made itself what it is, becomes an
-// image of which another instance boots that shares nothing with it.
-func TestCaptureBoots(t *testing.T) {
-	need.Machine(t)
-	need.Tools(t, "mmdebstrap", "qemu-system-x86_64", "qemu-img")
-	l, err := lab.Open()
-	if err != nil {
-		t.Fatal(err)
-	}
-	image, err := l.CachedImage(t.Context(), lab.Spec{Layout: lab.Debian, Compression: "zlib"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	private, public, err := l.Key(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	settings := "SSH_KEYS=" + fmt.Sprintf("%q", strings.TrimSpace(public)) + "\n"
-	first := map[string]string{}
-	s := newSite(t, settings+imageSettings(image))
-	s.enable(t, "cloud-init", "ssh")
-	disk := newDisk(t, 2500)
-	s.create(t, instance(disk).with(env{"NIC_0_MAC": treeMAC}))
-	askBooted(t, l, disk, treeMAC, private, "web", first)
-	log := s.capture(t, instance(disk), map[string]any{"dir": dir, "name": "gold", "arch": "x"})
-	t.Log(log)
-	s = newSite(t, settings+"IMAGE_DIR="+dir+"\nIMAGE_NAME=gold\nARCH=x\n")
-	s.enable(t, "cloud-init", "ssh")
-	second, clone := newDisk(t, 3000), map[string]string{}
-	s.create(t, instance(second).with(env{"NIC_0_MAC": "aa:00:00:12:34:99", "INSTANCE_NAME": "db.example.org", "INSTANCE_UUID": "aaaaaaaa-3fa1-4d5d-b2ff-e5a7a1d6a7cc"}))
-	askBooted(t, l, second, "aa:00:00:12:34:99", private, "db", clone)
-	for what, answer := range first {
-		if clone[what] == answer {
-			t.Errorf("%s: both say %q", what, answer)
-		}
-	}
-}
-
-// askBooted boots a disk, which the guest writes to, asks what is its own, and
-// shuts it down.
-func askBooted(t *testing.T, l *lab.Lab, disk, mac, private, name string, answers map[string]string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), treePatience)
-	defer cancel()
-	guest, err := l.Boot(ctx, disk, lab.BootOptions{Write: true, MAC: mac, Memory: 768})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer guest.Close()
-	ssh := guest.SSH("root", private)
-	if err := ssh.Wait(ctx); err != nil {
-		t.Fatalf("%v\nconsole:\n%s", err, guest.Text())
-	}
-	for what, command := range map[string]string{
-		"machine-id": "cat /etc/machine-id", "host key": "cat /etc/ssh/ssh_host_ed25519_key.pub", "name": "hostname",
-		"random seed": "sha256sum /var/lib/systemd/random-seed || true", "cloud-init": "readlink /var/lib/cloud/instance",
-	} {
-		answer, err := ssh.Run(ctx, command)
-		if answers[what] = strings.TrimSpace(answer); err != nil || answers[what] == "" {
-			t.Errorf("%s: the guest says %q, %v", what, answer, err)
-		}
-	}
-	if answers["name"] != name {
-		t.Errorf("the guest is called %q, want %q", answers["name"], name)
-	}
-	if failed, err := ssh.Run(ctx, "systemctl --failed --no-legend --plain || true"); err != nil || strings.TrimSpace(failed) != "" {
-		t.Errorf("failed units: %s %v", failed, err)
-	}
-	_, _ = ssh.Run(ctx, "systemctl poweroff") // the connection ends
-	if _, err := guest.Wait(ctx, `reboot: Power down|Powering off`); err != nil {
-		t.Errorf("it does not shut down: %v", err)
-	}
-	time.Sleep(2 * time.Second)
 }

@@ -25,17 +25,18 @@ type guestCase struct {
 	reinstall   bool
 	later       bool // added without an OS, which ganeti-image puts on it; with a seed's disk and one for data
 	rename      bool // gets another name, MAC and address at the end
+	backup      bool // is exported and imported after that; its disks are block devices
 }
 
 // guestCases cover every value of every axis once.
 var guestCases = []guestCase{
-	{lab.MBR, "", false, "file", false, true, true},
-	{lab.Installer, "zlib", false, "ganeti", false, false, true},
-	{lab.LVM, "zstd", false, "file", false, false, false},
-	{lab.Debian, "zlib", true, "ganeti", true, false, false},
-	{lab.Ubuntu, "zstd", false, "ganeti", false, false, false},
-	{lab.Alma, "zlib", true, "file", false, false, false},
-	{lab.Fedora, "zstd", false, "file", false, false, false},
+	{lab.MBR, "", false, "file", false, true, false, true},
+	{lab.Installer, "zlib", false, "ganeti", false, false, true, false},
+	{lab.LVM, "zstd", false, "file", false, false, false, false},
+	{lab.Debian, "zlib", true, "ganeti", true, false, false, false},
+	{lab.Ubuntu, "zstd", false, "ganeti", false, false, false, false},
+	{lab.Alma, "zlib", true, "file", false, false, false, false},
+	{lab.Fedora, "zstd", false, "file", false, false, false, false},
 }
 
 // allGuestCases are the combinations, for TEST_MATRIX=all.
@@ -46,7 +47,7 @@ func allGuestCases() []guestCase {
 			if uefi && !c.layout.UEFI() {
 				continue
 			}
-			cases = append(cases, guestCase{c.layout, c.compression, uefi, []string{"file", "ganeti"}[i%2], uefi, c.later, c.rename})
+			cases = append(cases, guestCase{c.layout, c.compression, uefi, []string{"file", "ganeti"}[i%2], uefi, c.later, c.rename, c.backup})
 		}
 	}
 	return cases
@@ -73,6 +74,7 @@ func TestGaneti(t *testing.T) {
 	c := startCluster(t)
 	t.Run("definition", c.definition)
 	t.Run("refusals", c.refusals)
+	t.Run("raw backup", c.rawBackup)
 	cases := guestCases
 	if os.Getenv("TEST_MATRIX") == "all" {
 		cases = allGuestCases()
@@ -298,14 +300,17 @@ func (c *cluster) guest(t *testing.T, g guestCase, n int) {
 		t.Fatal(err)
 	}
 	variant := "IMAGE_FILE=" + image + "\nSITE_NOTE='made for the test'\n"
-	disks := []string{"--disk", "0:size=5G"}
+	disks := []string{"-t", "file", "--disk", "0:size=5G"}
 	if g.later {
 		variant = "SEED_DISK=the-seed\nDISK_2=data:ext4:/srv/data\n"
 		disks = append(disks, "--disk", "1:size=1G,name=the-seed", "--disk", "2:size=1G", "--no-install")
 	}
+	if g.backup {
+		disks = onBlocks(disks)
+	}
 	writeConf(t, "variants/"+string(g.layout)+".conf", variant)
 	nic := addressed(t, name, mac, address, g.network)
-	c.must(t, slices.Concat([]string{"gnt-instance", "add", "-t", "file", "-o", "image+" + string(g.layout), "-n", lab.Node,
+	c.must(t, slices.Concat([]string{"gnt-instance", "add", "-o", "image+" + string(g.layout), "-n", lab.Node,
 		"-B", "memory=512M,vcpus=2", "-H", "kvm:" + firmware(g.uefi), "--no-name-check", "--no-ip-check", "--no-start", "--net", nic,
 		"-O", "cinit_user=" + user + ",cinit_ssh_key=" + c.public}, disks, []string{name})...)
 	defer func() { c.must(t, "gnt-instance", "remove", "--force", "--shutdown-timeout=0", name) }()
@@ -323,6 +328,9 @@ func (c *cluster) guest(t *testing.T, g guestCase, n int) {
 		guest := c.SSH(user, address, c.private)
 		name, address = c.rename(ctx, t, guest, name, n, g.network)
 		c.check(ctx, t, name, address, log)
+	}
+	if g.backup {
+		name = c.backup(t, g, name, address, n)
 	}
 	if !g.reinstall {
 		return

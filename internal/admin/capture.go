@@ -11,8 +11,8 @@ import (
 	"ganeti-instance-image/internal/undo"
 )
 
-// running is the state of an instance that is up and is to be.
-const running = "running"
+// isRunning is the state of an instance that is up and is to be.
+const isRunning = "running"
 
 // Capture makes an image of an instance's disks on its node. The instance is
 // down, or runs where the order says that it may; then its disks stay attached.
@@ -24,13 +24,8 @@ func (m Master) Capture(ctx context.Context, name string, order capture.Order) (
 	if err != nil {
 		return err
 	}
-	order.Running = order.Running && first.status == running
-	check := func(now *instance) error {
-		if now.node != first.node {
-			return osscript.WithClass(osscript.Disk, fmt.Errorf("cannot capture %s: it has just moved from %s to %s; try again", now.name, first.node, now.node))
-		}
-		return now.checkCapture(order.Running)
-	}
+	order.Running = order.Running && first.status == isRunning
+	check := func(now *instance) error { return now.checkCapture(order.Running) }
 	args, err := json.Marshal(order)
 	if err != nil {
 		return err
@@ -51,11 +46,15 @@ func (m Master) Capture(ctx context.Context, name string, order capture.Order) (
 // checkCapture refuses an instance whose disks may be in use, but for one that is
 // known to run.
 func (i *instance) checkCapture(runs bool) error {
-	if runs && i.status == running {
+	if runs && i.status == isRunning {
 		return nil
 	}
-	if err := i.checkDown(); err != nil {
-		return osscript.WithClass(osscript.Disk, fmt.Errorf("cannot capture %s while its status is %s: stop it first, with gnt-instance shutdown %s, or give --running, which copies the disk of a running instance as it is", i.name, i.status, i.name))
+	if i.isDown() {
+		return nil
 	}
-	return nil
+	running := ""
+	if i.status == isRunning {
+		running = ", or give --running, which copies the disk of a running instance as it is"
+	}
+	return osscript.WithClass(osscript.Disk, fmt.Errorf("cannot capture %s while its status is %s: stop it first, with gnt-instance shutdown %s%s", i.name, i.status, i.name, running))
 }

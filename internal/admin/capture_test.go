@@ -22,7 +22,7 @@ func TestCheckCapture(t *testing.T) {
 		if (err == nil) != c.ok {
 			t.Errorf("%+v: %v", c, err)
 		}
-		if err != nil && (osscript.ClassOf(err) != osscript.Disk || !strings.Contains(err.Error(), "gnt-instance shutdown web") || !strings.Contains(err.Error(), c.status)) {
+		if err != nil && (osscript.ClassOf(err) != osscript.Disk || !strings.Contains(err.Error(), "gnt-instance shutdown web") || strings.Contains(err.Error(), "--running") != (c.status == "running") || !strings.Contains(err.Error(), c.status)) {
 			t.Errorf("%+v: %v", c, err)
 		}
 	}

@@ -106,6 +106,9 @@ func splitTarget(target string, otherwise int) (name string, disk int, err error
 
 func find(ctx context.Context, name string) (*instance, map[string]network, error) {
 	inst, err := findInstance(ctx, luxi.Socket, name)
+	if errors.Is(err, luxi.ErrUnknown) {
+		return nil, nil, osscript.WithClass(osscript.Input, err)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -174,6 +177,15 @@ func (a *attachment) attach(ctx context.Context, name string) (err error) {
 	if err != nil {
 		return err
 	}
+	return a.checkAgain(now)
+}
+
+// checkAgain looks at the instance as it is since its disks are attached: they
+// are where it was then.
+func (a *attachment) checkAgain(now *instance) error {
+	if now.node != a.inst.node {
+		return osscript.WithClass(osscript.Disk, fmt.Errorf("cannot work on %s: it has just moved from %s to %s; try again", now.name, a.inst.node, now.node))
+	}
 	return a.check(now)
 }
 
@@ -223,17 +235,26 @@ func (m Master) onNode(ctx context.Context, node string, environ, args []string)
 	defer context.AfterFunc(ctx, func() { ours.Close() })()
 	go func() { _, _ = io.WriteString(ours, strings.Join(environ, "\x00")+osscript.EndOfEnviron) }()
 	err = cmd.Wait()
-	answer = osscript.ReadAnswer(said.Bytes())
+	return osscript.ReadAnswer(said.Bytes()), outcome(err, node, argv[0] == "ssh")
+}
+
+// outcome is what became of the program on a node.
+func outcome(err error, node string, bySSH bool) error {
 	exit := (*exec.ExitError)(nil)
-	switch {
-	case err == nil:
-		return answer, nil
-	case errors.As(err, &exit) && exit.ExitCode() == sshFailed && argv[0] == "ssh":
-		return answer, fmt.Errorf("cannot reach the node %s by ssh", node)
-	case errors.As(err, &exit) && exit.ExitCode() > 0:
-		return answer, osscript.WithClass(osscript.Class(exit.ExitCode()), fmt.Errorf("it did not succeed on %s: the line above says why", node))
+	if err == nil {
+		return nil
 	}
-	return answer, fmt.Errorf("cannot work on the node %s: %w", node, err)
+	if !errors.As(err, &exit) || exit.ExitCode() <= 0 {
+		return fmt.Errorf("cannot work on the node %s: %w", node, err)
+	}
+	switch code := exit.ExitCode(); {
+	case code == sshFailed && bySSH:
+		return fmt.Errorf("cannot reach the node %s by ssh, or lost it", node)
+	case code > int(osscript.Refused):
+		return fmt.Errorf("cannot work on the node %s: the program ended there with exit code %d; is this version installed on %s?", node, code, node)
+	default:
+		return osscript.WithClass(osscript.Class(code), fmt.Errorf("it did not succeed on %s: the line above says why", node))
+	}
 }
 
 // sshFailed is ssh's exit code for a failure of its own.
@@ -265,7 +286,7 @@ func remote(node, cluster string, port int, argv []string) []string {
 		quoted = append(quoted, "'"+strings.ReplaceAll(word, "'", `'\''`)+"'")
 	}
 	return append([]string{"ssh", "-oLogLevel=ERROR", "-oEscapeChar=none", "-oHashKnownHosts=no", "-oGlobalKnownHostsFile=/var/lib/ganeti/known_hosts",
-		"-oUserKnownHostsFile=/dev/null", "-oCheckHostIp=no", "-oConnectTimeout=10", "-oHostKeyAlias=" + cluster, "-oPort=" + strconv.Itoa(port),
+		"-oUserKnownHostsFile=/dev/null", "-oCheckHostIp=no", "-oConnectTimeout=10", "-oServerAliveInterval=15", "-oServerAliveCountMax=4", "-oHostKeyAlias=" + cluster, "-oPort=" + strconv.Itoa(port),
 		"-oBatchMode=yes", "-oStrictHostKeyChecking=yes", "root@" + node}, quoted...)
 }
 

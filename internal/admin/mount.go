@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 
 	"ganeti-instance-image/internal/luxi"
 	"ganeti-instance-image/internal/osscript"
@@ -29,7 +30,7 @@ func (m Master) Mount(ctx context.Context, name string, readOnly bool) (err erro
 	if err != nil {
 		return err
 	}
-	slog.Warn("Ganeti does not know of the mounts: the instance must not be started, moved or removed before umount-disks", "instance", a.inst.name)
+	slog.Warn("Ganeti does not know of the mounts: the instance must not be started, moved, renamed or removed before umount-disks", "instance", a.inst.name)
 	_, err = fmt.Fprintf(m.Stdout, "%s is mounted at %s on %s%s\n", a.inst.name, a.answer.Dir, a.inst.node, words)
 	return err
 }
@@ -110,8 +111,17 @@ func (m Master) umountAnywhere(ctx context.Context, inst *instance) (string, err
 	if inst.node != "" {
 		nodes = slices.Insert(nodes, 0, inst.node)
 	}
+	return umountOn(ctx, nodes, inst, func(node string) (osscript.Answer, error) {
+		return m.onNode(ctx, node, []string{"INSTANCE_NAME=" + inst.name}, []string{"on-node-mount", "umount"})
+	})
+}
+
+// umountOn asks nodes in turn. Where none had anything mounted and one did not
+// answer, that is an error: it may have.
+func umountOn(ctx context.Context, nodes []string, inst *instance, umount func(node string) (osscript.Answer, error)) (string, error) {
+	var silent []string
 	for _, node := range nodes {
-		answer, err := m.onNode(ctx, node, []string{"INSTANCE_NAME=" + inst.name}, []string{"on-node-mount", "umount"})
+		answer, err := umount(node)
 		switch {
 		case err == nil && answer.Dir != "":
 			return node, nil
@@ -119,7 +129,11 @@ func (m Master) umountAnywhere(ctx context.Context, inst *instance) (string, err
 			return "", err
 		case err != nil:
 			slog.Warn("cannot ask a node whether the instance is mounted there", "node", node, "cause", err)
+			silent = append(silent, node)
 		}
+	}
+	if len(silent) > 0 {
+		return "", fmt.Errorf("%s is not mounted on any node that answered; not asked: %s; its disks are left as they are", inst.name, strings.Join(silent, ", "))
 	}
 	return "", nil
 }

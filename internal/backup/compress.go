@@ -1,6 +1,8 @@
 package backup
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -27,6 +29,7 @@ const (
 // bytes may be in several frames, which zstd(1) and tar(1) read as one file.
 type Compressor struct {
 	encoder *zstd.Encoder
+	begun   bool
 	frame   []byte
 	spent   chan []byte
 	queue   chan chan []byte // frames in their order, each to come
@@ -100,10 +103,26 @@ func (c *Compressor) Write(p []byte) (int, error) {
 			c.send()
 		}
 	}
+	if !c.begun && c.frame != nil {
+		c.begun = true
+		c.send()
+		c.pad()
+	}
 	if err := c.error(); err != nil {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// pad writes a frame of nothing. Ganeti 3.0 fails an export whose first thousand
+// bytes do not come within seconds, and then all at once.
+func (c *Compressor) pad() {
+	const length = 1024
+	frame := binary.LittleEndian.AppendUint32(nil, 0x184D2A50) // one to be skipped
+	frame = binary.LittleEndian.AppendUint32(frame, length)
+	result := make(chan []byte, 1)
+	result <- append(frame, make([]byte, length)...)
+	c.queue <- result
 }
 
 // send has a frame compressed.
@@ -130,16 +149,42 @@ func (c *Compressor) Close() error {
 // zstdMagic begins each frame.
 var zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
 
+// unpacked tells damaged data from an input that cannot be read.
+type unpacked struct {
+	io.ReadCloser
+	in *input
+}
+
+type input struct {
+	io.Reader
+	err error
+}
+
+func (in *input) Read(p []byte) (int, error) {
+	n, err := in.Reader.Read(p)
+	in.err = err
+	return n, err
+}
+
+func (u unpacked) Read(p []byte) (int, error) {
+	n, err := u.ReadCloser.Read(p)
+	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || u.in.err != nil && !errors.Is(u.in.err, io.EOF) {
+		return n, err
+	}
+	return n, damaged("its zstd data cannot be decoded: %v", err)
+}
+
 // Decompress reads a backup that may be compressed. Its Close must be called.
 func Decompress(in io.Reader, head []byte) (io.ReadCloser, error) {
 	if !Resembles(head, string(zstdMagic)) {
 		return io.NopCloser(in), nil
 	}
-	d, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(maxWorkers), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+	source := &input{Reader: in}
+	d, err := zstd.NewReader(source, zstd.WithDecoderConcurrency(maxWorkers), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return nil, fmt.Errorf("cannot decompress the backup: %w", err)
 	}
-	return d.IOReadCloser(), nil
+	return unpacked{d.IOReadCloser(), source}, nil
 }
 
 const (

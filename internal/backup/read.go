@@ -92,6 +92,9 @@ func (r *Reader) fill(b []byte) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return damaged("it ends early, after %d bytes", r.at)
 	}
+	if errors.Is(err, ErrDamaged) {
+		return err
+	}
 	if err != nil {
 		return fmt.Errorf("cannot read the backup: %w", err)
 	}
@@ -252,6 +255,9 @@ func (r *Reader) checkEnd(ctx context.Context) error {
 		}
 		if errors.Is(err, io.EOF) {
 			return nil
+		}
+		if errors.Is(err, ErrDamaged) {
+			return err
 		}
 		if err != nil {
 			return fmt.Errorf("cannot read the backup: %w", err)

@@ -96,6 +96,9 @@ func Write(ctx context.Context, out io.Writer, disk io.ReaderAt, m Manifest, inU
 	if err := w.write([][]byte{member(ManifestName, m.Created, manifest)}); err != nil {
 		return err
 	}
+	if err := w.flush(); err != nil { // so that something comes before the disk was looked at
+		return err
+	}
 	if err := w.writeDisk(ctx, inUse); err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -105,6 +108,10 @@ func Write(ctx context.Context, out io.Writer, disk io.ReaderAt, m Manifest, inU
 	if err := w.write([][]byte{trailer(m.Created, w.sum.Sum(nil))}); err != nil {
 		return err
 	}
+	return w.flush()
+}
+
+func (w *writer) flush() error {
 	if err := w.out.Flush(); err != nil {
 		return fmt.Errorf("cannot write the backup: %w", err)
 	}

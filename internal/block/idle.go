@@ -23,6 +23,20 @@ func OpenIdleSource(path string) (*Source, error) {
 	return s, nil
 }
 
+// CheckIdle looks again whether somebody else uses a disk that OpenIdleSource has
+// opened, since not everybody asks the kernel: QEMU does not. The error wraps
+// ErrInUse as its does.
+func (s *Source) CheckIdle() error {
+	id, err := identify(s.path)
+	if err != nil {
+		return fmt.Errorf("cannot look at the disk %s again: %w", s.path, err)
+	}
+	if err := id.refuse(); err != nil {
+		return err
+	}
+	return lockedByQEMU(s.file)
+}
+
 // claim opens the file once more, since only opening it asks the kernel for a
 // device that nobody else has.
 func (s *Source) claim() error {

@@ -75,4 +75,23 @@ func TestOpenIdleSourceRefusesDisksInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	refusedSource(t, file, "QEMU")
+	lock.Type = unix.F_UNLCK
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+		t.Fatal(err)
+	}
+	s, err := OpenIdleSource(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.CheckIdle(); err != nil {
+		t.Errorf("a disk that only we use: %v", err)
+	}
+	lock.Type = unix.F_RDLCK
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CheckIdle(); !errors.Is(err, ErrInUse) {
+		t.Errorf("a disk that QEMU uses since: %v", err)
+	}
 }

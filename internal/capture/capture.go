@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -63,16 +64,26 @@ func New(order Order) (*Capture, error) {
 	}
 	for _, n := range order.Disks {
 		for _, name := range c.files(n) {
-			_, err := os.Lstat(name)
-			if err == nil && !order.Force {
-				return nil, fmt.Errorf("cannot write %s: it is there already; give the image another --name, or --force to replace it", name)
-			}
-			if err != nil && !errors.Is(err, os.ErrNotExist) {
-				return nil, fmt.Errorf("cannot write %s: %w", name, err)
+			for _, taken := range []string{name, name + sumEnding} {
+				if err := c.checkFree(taken); err != nil {
+					return nil, err
+				}
 			}
 		}
 	}
 	return c, nil
+}
+
+// checkFree makes sure that a file may get a name.
+func (c *Capture) checkFree(name string) error {
+	_, err := os.Lstat(name)
+	switch {
+	case err == nil && !c.order.Force:
+		return fmt.Errorf("cannot write %s: it is there already; give the image another --name, or --force to replace it", name)
+	case err != nil && !errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("cannot write %s: %w", name, err)
+	}
+	return nil
 }
 
 // tools are the programs that the format takes.
@@ -123,6 +134,10 @@ func checkKind(index int, src Source) error {
 	return nil
 }
 
+// roomForEdits is what taking things away may write into a copy: journals,
+// directories, and blocks that a file system does not write in place.
+const roomForEdits = 64 * size.MiB
+
 // CheckRoom makes sure that the copy of the largest disk has room in the
 // directory, and the images have as far as their size is known.
 func (c *Capture) CheckRoom() error {
@@ -141,6 +156,9 @@ func (c *Capture) CheckRoom() error {
 		least = sum // each copy is the image
 	case c.format.compression == "none":
 		least = largest + sum
+	}
+	if !c.order.KeepsAll() {
+		least += roomForEdits
 	}
 	if least > free {
 		return fmt.Errorf("cannot write to %s: there are %s free, and %s are needed; name another directory with --dir", c.order.Dir, free, least)
@@ -203,7 +221,11 @@ func (c *Capture) edit(ctx context.Context, d *disk, copied *scratch, prepare Pr
 		return nil
 	}
 	err := c.mounted(ctx, copied, func(tree *mount.Tree) error {
+		if err := c.checkLeft(tree); err != nil {
+			return err
+		}
 		if !c.order.KeepsAll() {
+			warnOfSubvolumes(tree)
 			if err := prepare(d.index, tree); err != nil {
 				return err
 			}
@@ -214,7 +236,7 @@ func (c *Capture) edit(ctx context.Context, d *disk, copied *scratch, prepare Pr
 		return nil
 	})
 	if errors.Is(err, mount.ErrNoRoot) {
-		return c.noLinux(d)
+		return c.noLinux(d, copied)
 	}
 	if err != nil || c.format.tree {
 		return err
@@ -258,16 +280,32 @@ func (c *Capture) mounted(ctx context.Context, copied *scratch, use func(*mount.
 }
 
 func trimAll(tree *mount.Tree) error {
-	for _, dir := range mountsBelow(tree.Dir) {
-		if err := trim(dir); err != nil {
+	for _, m := range block.MountsBelow(tree.Dir) {
+		if err := trim(m.Dir); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// noLinux says what becomes of a disk that holds no Linux system.
-func (c *Capture) noLinux(d *disk) error {
+// Refusal is the error for a disk of which an image cannot be made as it was
+// asked for.
+type Refusal struct{ text string }
+
+func (e *Refusal) Error() string { return e.text }
+
+// noLinux says what becomes of a disk that holds no Linux system. One that may
+// hold it where nobody can look is refused: the image would have all that is to
+// be taken away.
+func (c *Capture) noLinux(d *disk, copied *scratch) error {
+	unseen, err := unseenIn(copied.file, d.src.Size())
+	if err != nil {
+		return err
+	}
+	if len(unseen) > 0 {
+		return &Refusal{fmt.Sprintf("there may be a Linux system in what cannot be looked into (%s): --keep %s, with --type %s or %s, makes an image of the disk as it is",
+			strings.Join(unseen, ", "), KeepAll, QCOW2, Raw)}
+	}
 	if c.format.tree {
 		return fmt.Errorf("cannot make an image of type %s: there is no Linux system on the disk; use --type %s or %s", c.format.imageType, QCOW2, Raw)
 	}
@@ -279,8 +317,32 @@ func (c *Capture) noLinux(d *disk) error {
 	return nil
 }
 
-// Publish gives all files their names, and returns those of the images.
+// copyDisk is the copy of a disk as one that is looked into.
+type copyDisk struct {
+	*os.File
+	length size.Bytes
+}
+
+func (d copyDisk) Path() string     { return d.Name() }
+func (d copyDisk) Size() size.Bytes { return d.length }
+
+func unseenIn(copied *os.File, length size.Bytes) ([]string, error) {
+	disk := copyDisk{copied, length}
+	table, err := layout.Read(disk, length)
+	if err != nil && !errors.Is(err, layout.ErrNoTable) {
+		return nil, err
+	}
+	return mount.Unseen(disk, table)
+}
+
+// Publish gives all files their names, and returns those of the images. What is
+// replaced goes only when the new files are on their way.
 func (c *Capture) Publish(steps *undo.Stack) (names []string, err error) {
+	for _, p := range c.done {
+		if err := errors.Join(p.file.ready(p.name), p.sum.ready(p.name+sumEnding)); err != nil {
+			return nil, err
+		}
+	}
 	if err := c.clearWay(); err != nil {
 		return nil, err
 	}
@@ -295,7 +357,7 @@ func (c *Capture) Publish(steps *undo.Stack) (names []string, err error) {
 	// image without one, and not one with another's.
 	for _, p := range c.done {
 		sum := p.name + sumEnding
-		if err := p.sum.publish(sum, true); err != nil {
+		if err := p.sum.publish(sum, c.order.Force); err != nil {
 			return nil, err
 		}
 		steps.OnFailure("remove "+sum, func() error { return os.Remove(sum) })

@@ -16,6 +16,7 @@ import (
 	"ganeti-instance-image/internal/need"
 	"ganeti-instance-image/internal/run"
 	"ganeti-instance-image/internal/size"
+	"ganeti-instance-image/internal/undo"
 	"ganeti-instance-image/internal/used"
 )
 
@@ -235,24 +236,91 @@ func TestScratch(t *testing.T) {
 	}
 }
 
-func TestMountsBelow(t *testing.T) {
-	need.Root(t)
-	need.Tools(t, "mount", "umount")
-	dir := filepath.Join(t.TempDir(), "a b")
-	for _, at := range []string{dir, dir + "/x y", dir + "x"} {
-		if err := os.Mkdir(at, 0o755); err != nil {
+// A name that an image or its checksum has is not taken, unless that is asked for.
+func TestNewWantsFreeNames(t *testing.T) {
+	for _, there := range []string{"web-x.raw", "web-x.raw.sha256"} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, there), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := (run.Cmd{What: "mount", Argv: []string{"mount", "-t", "tmpfs", "none", at}}).Run(t.Context()); err != nil {
-			t.Fatal(err)
+		order := Order{Dir: dir, Name: "web", Arch: "x", Type: Raw, Disks: []int{0}}
+		if _, err := New(order); err == nil || !strings.Contains(err.Error(), there+": it is there already") {
+			t.Errorf("%s: %v", there, err)
 		}
-		t.Cleanup(func() {
-			if _, err := (run.Cmd{What: "unmount", Argv: []string{"umount", at}}).Run(context.Background()); err != nil {
-				t.Error(err)
-			}
-		})
+		order.Force = true
+		if _, err := New(order); err != nil {
+			t.Errorf("%s: %v", there, err)
+		}
 	}
-	if got := mountsBelow(dir); strings.Join(got, "|") != dir+"|"+dir+"/x y" {
-		t.Errorf("got %q", got)
+}
+
+// Where a new image cannot be stored, the one that it replaces stays.
+func TestPublishKeepsTheOldImage(t *testing.T) {
+	dir := t.TempDir()
+	old := filepath.Join(dir, "web-x.raw")
+	if err := errors.Join(os.WriteFile(old, []byte("old"), 0o600), os.WriteFile(old+sumEnding, []byte("old"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	c, err := New(Order{Dir: dir, Name: "web", Arch: "x", Type: Raw, Disks: []int{0}, Force: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var steps undo.Stack
+	file, err := c.newFile(&steps)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, err := c.newFile(&steps)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.done = []*product{{name: old, file: file, sum: sum}}
+	sum.file.Close()
+	_, err = c.Publish(&steps)
+	if err == nil {
+		t.Error("a closed file is published")
+	}
+	steps.Unwind(&err)
+	for _, name := range []string{old, old + sumEnding} {
+		if text, err := os.ReadFile(name); err != nil || string(text) != "old" {
+			t.Errorf("%s: %q, %v", name, text, err)
+		}
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
+		t.Errorf("left are %v, %v", entries, err)
+	}
+}
+
+func TestSubvolumes(t *testing.T) {
+	need.Root(t)
+	need.Tools(t, "mount", "umount", "mkfs.btrfs", "btrfs", "truncate")
+	file, at := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+	sh := func(argv ...string) {
+		t.Helper()
+		if _, err := (run.Cmd{What: argv[0], Argv: argv}).Run(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sh("truncate", "-s", "128M", file)
+	sh("mkfs.btrfs", "-q", file)
+	sh("mount", "-o", "loop", file, at)
+	defer sh("umount", at)
+	dir, err := os.Open(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if got := subvolumes(dir); len(got) != 0 {
+		t.Errorf("got %d", got)
+	}
+	sh("btrfs", "subvolume", "create", at+"/root")
+	sh("btrfs", "subvolume", "snapshot", at+"/root", at+"/old")
+	root, err := os.Open(at + "/root")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if got := subvolumes(root); len(got) != 2 || got[0] != 256 || got[1] != 257 || subvolumeOf(root) != 256 || subvolumeOf(dir) != 5 {
+		t.Errorf("got %d, %d, %d", got, subvolumeOf(root), subvolumeOf(dir))
 	}
 }

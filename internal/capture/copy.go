@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"math"
 	"os"
 	"sync/atomic"
 
@@ -39,7 +38,7 @@ const (
 	zeroLeast = 64 * size.KiB // a shorter run of zeros is written
 )
 
-// used is what of a disk is in use.
+// inUse is what of a disk is in use, and how much that is.
 func inUse(disk Source) (iter.Seq2[used.Range, error], size.Bytes, error) {
 	found, err := contents.Of(disk, disk.Size())
 	if err != nil {
@@ -153,23 +152,4 @@ func punch(f *os.File, from, to size.Bytes) error {
 		from += n
 	}
 	return nil
-}
-
-// fitrim is the ioctl of that name, _IOWR('X', 121, struct fstrim_range), on all
-// machines where a size is in the bits from 16 on.
-const fitrim = 0xC0185879
-
-// trim has a mounted file system give back what it has free, after all that it
-// was told is stored: what was removed last is free only then. One that cannot
-// is left; punchFree comes after it.
-func trim(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
-		return fmt.Errorf("cannot store what was changed in the copy: %w", err)
-	}
-	return fitrimOf(f, [3]uint64{0, math.MaxUint64, 0})
 }

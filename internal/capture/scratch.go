@@ -60,18 +60,32 @@ func (s *scratch) discard() error {
 	return err
 }
 
-// publish stores the file and gives it its name, in the place of another one only
-// where replace is set.
-func (s *scratch) publish(name string, replace bool) error {
+// ready stores the file and gives it a hidden name beside the one it will have:
+// after that little can fail.
+func (s *scratch) ready(name string) error {
 	if err := s.file.Sync(); err != nil {
 		return fmt.Errorf("cannot store %s: %w", name, err)
 	}
-	if s.name == "" {
-		if err := s.link(filepath.Dir(name)); err != nil {
-			return fmt.Errorf("cannot name %s: %w", name, err)
-		}
+	if s.name != "" {
+		return nil
 	}
-	if err := rename(s.name, name, replace); err != nil {
+	if err := s.link(filepath.Dir(name)); err != nil {
+		return fmt.Errorf("cannot name %s: %w", name, err)
+	}
+	return nil
+}
+
+// publish gives the file its name, in the place of another one only where replace
+// is set.
+func (s *scratch) publish(name string, replace bool) error {
+	if err := s.ready(name); err != nil {
+		return err
+	}
+	err := rename(s.name, name, replace)
+	switch {
+	case errors.Is(err, os.ErrExist):
+		return fmt.Errorf("cannot write %s: %w, made by somebody meanwhile; give the image another --name, or --force to replace it", name, err)
+	case err != nil:
 		return fmt.Errorf("cannot name %s: %w", name, err)
 	}
 	s.name = ""

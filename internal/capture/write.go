@@ -21,6 +21,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
+	"ganeti-instance-image/internal/block"
 	"ganeti-instance-image/internal/dump"
 	"ganeti-instance-image/internal/mount"
 	"ganeti-instance-image/internal/progress"
@@ -148,11 +149,13 @@ func (c *Capture) finish(p *product, sum string, all *undo.Stack) (err error) {
 // files can do without it: create writes the boot loader anew.
 var systemPartitions = []string{"/boot/efi", "/efi"}
 
-// checkLeft refuses an image of files of which some could not be read.
+// checkLeft refuses where some of the guest's files could not be read: an image
+// of files would be without them, and of a disk would have what is to be taken
+// from them.
 func (c *Capture) checkLeft(tree *mount.Tree) error {
 	for _, at := range tree.Left() {
 		if !slices.Contains(systemPartitions, path.Clean(at)) {
-			return fmt.Errorf("cannot make an image of type %s: %s could not be mounted, a line above says why; use --type %s", c.format.imageType, at, QCOW2)
+			return &Refusal{fmt.Sprintf("cannot make an image of the whole guest: %s could not be mounted, a line above says why; --keep %s, with --type %s or %s, makes an image of the disk as it is", at, KeepAll, QCOW2, Raw)}
 		}
 	}
 	return nil
@@ -160,14 +163,11 @@ func (c *Capture) checkLeft(tree *mount.Tree) error {
 
 // writeTree makes an image of a guest's files.
 func (c *Capture) writeTree(ctx context.Context, d *disk, tree *mount.Tree, all *undo.Stack) error {
-	if err := c.checkLeft(tree); err != nil {
-		return err
-	}
 	names := c.files(d.index)
 	if c.format.imageType == Tarball {
 		total := size.Bytes(0)
-		for _, dir := range mountsBelow(tree.Dir) {
-			total += usedBytes(dir)
+		for _, m := range block.MountsBelow(tree.Dir) {
+			total += usedBytes(m.Dir)
 		}
 		return c.stream(ctx, names[0], total, all, func(w io.Writer) error { return tarball(ctx, tree.Dir, w) })
 	}
@@ -177,28 +177,6 @@ func (c *Capture) writeTree(ctx context.Context, d *disk, tree *mount.Tree, all 
 	sayOutside(tree)
 	return c.dump(ctx, tree.Dir, "/", names[1], all)
 }
-
-// mountsBelow are the directories at or below one at which something is mounted.
-func mountsBelow(top string) []string {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return []string{top}
-	}
-	var dirs []string
-	for line := range strings.Lines(string(text)) {
-		fields := strings.Fields(line)
-		if len(fields) < 5 {
-			continue
-		}
-		if dir := unescape.Replace(fields[4]); dir == top || strings.HasPrefix(dir, top+"/") {
-			dirs = append(dirs, dir)
-		}
-	}
-	return dirs
-}
-
-// unescape undoes what the kernel does to blanks in paths.
-var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
 func usedBytes(dir string) size.Bytes {
 	var st unix.Statfs_t
@@ -246,8 +224,8 @@ func (c *Capture) dump(ctx context.Context, dir, where, name string, all *undo.S
 // sayOutside names what a dump has no place for.
 func sayOutside(tree *mount.Tree) {
 	var outside []string
-	for _, dir := range mountsBelow(tree.Dir) {
-		if at := strings.TrimPrefix(dir, tree.Dir); at != "" && (at != "/boot" || tree.BootPart == nil) {
+	for _, m := range block.MountsBelow(tree.Dir) {
+		if at := strings.TrimPrefix(m.Dir, tree.Dir); at != "" && (at != "/boot" || tree.BootPart == nil) {
 			outside = append(outside, at)
 		}
 	}

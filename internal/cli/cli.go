@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"ganeti-instance-image/internal/block"
 	"ganeti-instance-image/internal/mount"
 	"ganeti-instance-image/internal/osscript"
 	"ganeti-instance-image/internal/settings"
@@ -250,8 +251,16 @@ func onNode(ctx context.Context, c *call) error {
 		if err := osscript.NotMounted(c.instance()); err != nil {
 			return errors.Join(err, osscript.Answer{Held: true}.Print(c.stdout))
 		}
-		return run(ctx, c.env)
+		return sayHeld(c.stdout, run(ctx, c.env))
 	})
+}
+
+// sayHeld tells the master not to detach disks that somebody else uses.
+func sayHeld(out io.Writer, err error) error {
+	if !errors.Is(err, block.ErrInUse) {
+		return err
+	}
+	return errors.Join(err, osscript.Answer{Held: true}.Print(out))
 }
 
 // forMaster reads Ganeti's variables from standard input and runs what the master

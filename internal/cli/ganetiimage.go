@@ -123,7 +123,7 @@ func ganetiImage(ctx context.Context, c *call) (err error) {
 	}
 	k, err := parser.Parse(modernise(c.args))
 	if parse := (*kong.ParseError)(nil); errors.As(err, &parse) {
-		return fmt.Errorf("cannot read the command line: %w; see: ganeti-image --help", err)
+		return osscript.WithClass(osscript.Input, fmt.Errorf("cannot read the command line: %w; see: ganeti-image --help", err))
 	}
 	if err != nil {
 		return err

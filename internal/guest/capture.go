@@ -77,8 +77,12 @@ func (r *Root) PrepareImage(o CaptureOptions) ([]string, error) {
 		err := part.take(c)
 		c.end(part.Name)
 		if err != nil {
-			return c.changes, err
+			return c.changes, fmt.Errorf("%w; --keep %s leaves that as it is", err, part.Name)
 		}
+	}
+	if !slices.Contains(o.Keep, "network") {
+		c.begin()
+		c.warnOfMACs() // when it is known what stays
 	}
 	return c.changes, nil
 }

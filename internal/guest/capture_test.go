@@ -27,7 +27,7 @@ var capturedTraces = map[string]struct{ gone, stay []string }{
 		stay: []string{"etc/netplan/01-mine.yaml", "etc/systemd/network/80-mine.network", "etc/cloud/cloud.cfg.d/90_dpkg.cfg"},
 	},
 	"hostname":          {},
-	"machine-id":        {gone: []string{"var/lib/dbus/machine-id"}},
+	"machine-id":        {gone: []string{"var/lib/dbus/machine-id", "etc/hostid"}},
 	"random-seed":       {gone: []string{"var/lib/systemd/random-seed", "boot/efi/loader/random-seed"}},
 	"dhcp-leases":       {gone: []string{"var/lib/dhcp/dhclient.leases"}, stay: []string{"var/lib/dhcp/dhcpd.leases"}},
 	"net-names":         {gone: []string{"etc/udev/rules.d/70-persistent-net.rules"}, stay: []string{"etc/udev/rules.d/60-x.rules"}},
@@ -41,7 +41,7 @@ var capturedTraces = map[string]struct{ gone, stay []string }{
 		stay: []string{"var/lib/cloud/scripts/per-boot/x", "etc/cloud/cloud.cfg"},
 	},
 	"logs": {
-		gone: []string{"var/log/syslog.1", "var/log/syslog.2.gz", "var/log/app/app.log-20260101", "var/log/old.old", "var/log/journal/0123/system.journal", "var/lib/logrotate/status"},
+		gone: []string{"var/log/syslog.1", "var/log/syslog.2.gz", "var/log/app/app.log-20260101", "var/log/old.old", "var/log/journal/0123/system.journal", "var/lib/logrotate/status", "var/account/pacct-1", "var/lib/lastlog/lastlog2.db", "var/lib/wtmpdb/wtmp.db"},
 		stay: []string{"var/log/syslog", "var/log/wtmp", "var/log/app/app.log"},
 	},
 	"installer":                {gone: []string{"root/anaconda-ks.cfg", "var/log/installer/syslog"}},
@@ -56,7 +56,7 @@ var capturedTraces = map[string]struct{ gone, stay []string }{
 	"rpm-locks":                {gone: []string{"var/lib/rpm/__db.001"}, stay: []string{"var/lib/rpm/rpmdb.sqlite"}},
 	"directory":                {gone: []string{"etc/krb5.keytab", "var/lib/sss/db/cache.ldb", "var/lib/samba/private/secrets.tdb"}, stay: []string{"etc/sssd/sssd.conf", "var/lib/samba/registry.tdb"}},
 	"configuration-management": {gone: []string{"etc/puppetlabs/puppet/ssl/private_keys/k.pem", "etc/salt/minion_id", "etc/salt/pki/minion/minion.pem"}, stay: []string{"etc/puppetlabs/puppet/puppet.conf"}},
-	"subscriptions":            {gone: []string{"etc/pki/consumer/cert.pem", "etc/zypp/credentials.d/SCCcredentials"}, stay: []string{"etc/pki/tls/cert.pem"}},
+	"subscriptions":            {gone: []string{"etc/pki/consumer/cert.pem", "etc/zypp/credentials.d/SCCcredentials", "var/lib/yum/uuid"}, stay: []string{"etc/pki/tls/cert.pem"}},
 	"agents":                   {gone: []string{"var/lib/landscape/client/broker.bpickle", "etc/docker/key.json"}, stay: []string{"etc/docker/daemon.json"}},
 	"authorized-keys":          {gone: []string{"root/.ssh/authorized_keys", "home/eve/.ssh/authorized_keys"}},
 	"user-keys":                {gone: []string{"root/.ssh/id_rsa", "home/eve/.ssh/id_ed25519.pub", "home/eve/.gnupg/private-keys-v1.d/k"}, stay: []string{"root/.ssh/config"}},
@@ -277,5 +277,144 @@ func TestPrepareImageOfHostileUsers(t *testing.T) {
 		return strings.HasPrefix(c, "left /home/eve/.ssh/known_hosts: /home/eve/.ssh is a link")
 	}) {
 		t.Errorf("changes:\n%s", strings.Join(changes, "\n"))
+	}
+}
+
+// The network's files that cloud-init will not write again stay.
+func TestPrepareImageAndDisabledCloudInit(t *testing.T) {
+	const network, sshd = "/etc/netplan/50-cloud-init.yaml", "/etc/ssh/sshd_config.d/50-cloud-init.conf"
+	for _, c := range []struct {
+		name          string
+		files         map[string]string
+		network, sshd bool // stays
+	}{
+		{"at work", map[string]string{"usr/bin/cloud-init": ""}, false, false},
+		{"other configuration", map[string]string{"usr/bin/cloud-init": "", "etc/cloud/cloud.cfg": "network:\n  version: 2\nusers: [a]\n"}, false, false},
+		{"removed", nil, true, true},
+		{"disabled", map[string]string{"usr/bin/cloud-init": "", "etc/cloud/cloud-init.disabled": ""}, true, true},
+		{"network disabled", map[string]string{"usr/bin/cloud-init": "", "etc/cloud/cloud.cfg.d/99-x.cfg": "network: {config: disabled}\n"}, true, false},
+		{"network disabled by us", map[string]string{"usr/bin/cloud-init": "", "etc/cloud/cloud.cfg.d/zz-ganeti-network.cfg": "# Written at deployment by ganeti-instance-image.\nnetwork: {config: disabled}\n"}, false, false},
+		{"disabled by the kernel's command line", map[string]string{"usr/bin/cloud-init": "", "boot/grub/grub.cfg": "\tlinux /vmlinuz root=/dev/vda1 quiet cloud-init=disabled\n"}, true, true},
+	} {
+		files := maps.Clone(c.files)
+		if files == nil {
+			files = map[string]string{}
+		}
+		files[network[1:]], files[sshd[1:]], files["etc/os-release"] = "x", "x", "ID=ubuntu\n"
+		root, _ := guestOf(t, files)
+		if _, err := root.PrepareImage(CaptureOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if root.Exists(network) != c.network || root.Exists(sshd) != c.sshd {
+			t.Errorf("%s: the network stays is %v, sshd's is %v", c.name, root.Exists(network), root.Exists(sshd))
+		}
+	}
+}
+
+// The instance's own address is no other host's, and not localhost's.
+func TestPrepareImageTakesAddressesOutOfHosts(t *testing.T) {
+	root, dir := guestOf(t, map[string]string{"etc/os-release": "ID=debian\n", "etc/hostname": "web.example.org\n",
+		"etc/hosts": "127.0.0.1 localhost\n127.0.1.1 web.example.org web\n192.0.2.5 WEB.example.org web # us\n2001:db8::5 web\n192.0.2.9 db.example.org db\n192.0.2.7 web.example.com web\n::1 localhost\n# 192.0.2.5 web\n"})
+	changes, err := root.PrepareImage(CaptureOptions{Name: "web.example.org"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hosts := content(t, dir+"/etc/hosts")
+	for _, gone := range []string{"\n192.0.2.5", "2001:db8::5", "WEB"} {
+		if strings.Contains(hosts, gone) {
+			t.Errorf("%q is in\n%s", gone, hosts)
+		}
+	}
+	for _, stays := range []string{"127.0.0.1 localhost", "192.0.2.9 db.example.org db", "192.0.2.7 web.example.com", "::1 localhost"} {
+		if !strings.Contains(hosts, stays) {
+			t.Errorf("%q is not in\n%s%q", stays, hosts, changes)
+		}
+	}
+}
+
+// Whatever sshd's configuration calls a key, a tree of files does not go by it.
+func TestPrepareImageRemovesNoTreeAsHostKey(t *testing.T) {
+	root, _ := guestOf(t, map[string]string{"etc/os-release": "ID=debian\n", "etc/ssh/sshd_config": "HostKey /srv\nHostKey /opt/key\n", "srv/x": "x", "opt/key": "k", "opt/key.pub/x": "x"})
+	if _, err := root.PrepareImage(CaptureOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if !root.Exists("/srv/x") || !root.Exists("/opt/key.pub/x") || root.Exists("/opt/key") {
+		t.Error("other things than the key's file are gone")
+	}
+}
+
+// A /var/log that root has elsewhere is found; what may be more than logs is left.
+func TestPrepareImageFollowsVarLog(t *testing.T) {
+	need.Root(t)
+	for target, want := range map[string]bool{"/srv/log": true, "../srv/log": true, "/srv": false, "/": false, "/home/eve/log": false} {
+		root, dir := guestOf(t, map[string]string{"etc/os-release": "ID=debian\n", "var/log": "-> " + target, "home/eve/log": "-> /srv/log", "srv/log/app.log": "x", "srv/log/journal/1/system.journal": "x"})
+		if err := os.Chown(dir+"/home/eve", 1000, 1000); err != nil {
+			t.Fatal(err)
+		}
+		changes, err := root.PrepareImage(CaptureOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if done := content(t, dir+"/srv/log/app.log") == ""; done != want || slices.Contains(changes, "left /var/log: it is a link") == want {
+			t.Errorf("%s: done is %v: %q", target, done, changes)
+		}
+	}
+}
+
+func TestPrepareImageWarnsOfMACs(t *testing.T) {
+	root, _ := guestOf(t, map[string]string{"etc/os-release": "ID=debian\n", "usr/bin/cloud-init": "",
+		"etc/netplan/01-mine.yaml":               "network:\n  ethernets:\n    lan:\n      match: {macaddress: \"aa:00:00:00:00:01\"}\n",
+		"etc/netplan/02-block.yaml":              "network:\n  ethernets:\n    lan:\n      match:\n        macaddress: aa:00:00:00:00:01\n",
+		"etc/netplan/03-comment.yaml":            "# macaddress: aa:00:00:00:00:01\n",
+		"etc/netplan/50-cloud-init.yaml":         "network:\n  ethernets: {lan: {match: {macaddress: 'aa:00:00:00:00:01'}}}\n",
+		"etc/systemd/network/1.network":          "[Match]\nPermanentMACAddress=aa:00:00:00:00:01\n",
+		"etc/systemd/network/2.network":          "[Match]\nName=eth0\n#MACAddress=aa:00:00:00:00:01\n",
+		"etc/systemd/network/2.network.d/x.conf": "[Match]\nMACAddress = aa:00:00:00:00:01\n",
+		"etc/systemd/network/05-g.network":       "# Written at deployment by ganeti-instance-image.\n[Match]\nMACAddress=aa:00:00:00:00:01\n",
+	})
+	for keep, want := range map[string]string{
+		"logs": "/etc/netplan/01-mine.yaml /etc/netplan/02-block.yaml /etc/systemd/network/1.network /etc/systemd/network/2.network.d/x.conf", "network": ""} {
+		changes, err := root.PrepareImage(CaptureOptions{Keep: []string{keep}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var warned []string
+		for _, line := range changes {
+			if rest, ok := strings.CutPrefix(line, "warning: "); ok {
+				warned = append(warned, strings.Fields(rest)[0])
+			}
+		}
+		if got := strings.Join(warned, " "); got != want {
+			t.Errorf("%s kept: %q", keep, got)
+		}
+	}
+}
+
+func TestLogNames(t *testing.T) {
+	for name, want := range map[string]string{
+		"syslog": "", "syslog.1": "rotated", "syslog.1234": "rotated", "a.2.gz": "rotated", "a.log-20260101": "rotated", "x.old": "rotated",
+		"mysql-bin.000001": "binlog", "mariadb-bin.index": "binlog", "binlog.000003": "binlog", "web-relay-bin.000002": "binlog", "relay-log.000001": "binlog",
+		"app.20260101": "", "recycle.bin": "", "cabin.log": "",
+	} {
+		got := ""
+		if rotated.MatchString(name) {
+			got = "rotated"
+		}
+		if binlogs.MatchString(name) {
+			got += "binlog"
+		}
+		if got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+}
+
+// The error for too many files says what to do.
+func TestPrepareImageSaysWhatToKeep(t *testing.T) {
+	files := map[string]string{"etc/os-release": "ID=debian\n"}
+	files["tmp"+strings.Repeat("/d", maxDepth+1)+"/x"] = "x"
+	root, _ := guestOf(t, files)
+	if _, err := root.PrepareImage(CaptureOptions{}); err == nil || !strings.Contains(err.Error(), "--keep tmp ") {
+		t.Errorf("got %v", err)
 	}
 }

@@ -3,6 +3,7 @@ package guest
 import (
 	"errors"
 	"io/fs"
+	"net/netip"
 	"path"
 	"regexp"
 	"slices"
@@ -17,7 +18,7 @@ var captureParts = []capturePart{
 	{CapturePart{Name: "ssh-host-keys", What: "host keys of OpenSSH, wherever HostKey has them, of Dropbear and tinyssh, and their certificates"}, (*capturing).hostKeys},
 	{CapturePart{Name: "network", What: "what this program wrote of the network (what was put aside for it comes back), and MAC addresses in the network's files"}, (*capturing).network},
 	{CapturePart{Name: "hostname", What: "the instance's name; the guest is localhost"}, (*capturing).hostname},
-	{CapturePart{Name: "machine-id", What: "the id of systemd and D-Bus"}, as((*identity).machineID)},
+	{CapturePart{Name: "machine-id", What: "the id of systemd and D-Bus, and that of gethostid(3)"}, each(as((*identity).machineID), removing("/etc/hostid"))},
 	{CapturePart{Name: "random-seed", What: "saved randomness"}, removing(randomSeeds...)},
 	{CapturePart{Name: "dhcp-leases", What: "leases, ids and secrets of DHCP clients"}, as(removal(leases, "which another guest got"))},
 	{CapturePart{Name: "net-names", What: "udev's names of interfaces and drives"}, as((*identity).netNames)},
@@ -27,7 +28,7 @@ var captureParts = []capturePart{
 	{CapturePart{Name: "credential-secret", What: "the secret of systemd's credentials"}, removing("/var/lib/systemd/credential.secret")},
 	{CapturePart{Name: "blkid", What: "blkid's list of disks"}, removing("/etc/blkid.tab*", "/etc/blkid/blkid.tab*", "/run/blkid/blkid.tab*")},
 	{CapturePart{Name: "cloud-init", What: "what cloud-init remembers, was told (seeds), and wrote of network and sshd"}, (*capturing).cloudInit},
-	{CapturePart{Name: "logs", What: "logs are emptied, old ones and the journal removed; also wtmp, btmp, lastlog"}, (*capturing).logs},
+	{CapturePart{Name: "logs", What: "logs are emptied, old ones and the journal removed; also wtmp, btmp, lastlog, pacct"}, (*capturing).logs},
 	{CapturePart{Name: "installer", What: "what the installer left: answers with passwords, logs"}, removing(
 		"/root/anaconda-ks.cfg", "/root/original-ks.cfg", "/root/initial-setup-ks.cfg", "/root/install.log*", "/root/autoinst.xml",
 		"/var/lib/autoinstall", "/var/log/installer", "/var/log/anaconda*", "/var/log/YaST2/*", "/var/adm/autoinstall/*")},
@@ -57,7 +58,7 @@ var captureParts = []capturePart{
 		emptying(true, "/etc/puppetlabs/puppet/ssl", "/etc/puppet/ssl", "/var/lib/puppet/ssl", "/opt/puppetlabs/puppet/cache", "/etc/salt/pki/minion", "/var/cache/salt/minion", "/var/cfengine/ppkeys"))},
 	{CapturePart{Name: "subscriptions", What: "what a vendor knows the guest by: Red Hat, SUSE, Ubuntu Pro, Insights"}, removing(
 		"/etc/pki/consumer/*", "/etc/pki/entitlement/*", "/etc/sysconfig/rhn/systemid", "/etc/sysconfig/rhn/osad-auth.conf", "/var/lib/rhsm/cache/*",
-		"/etc/zypp/credentials.d/SCCcredentials", "/etc/zypp/credentials.d/NCCcredentials", "/var/lib/zypp/AnonymousUniqueId",
+		"/etc/zypp/credentials.d/SCCcredentials", "/etc/zypp/credentials.d/NCCcredentials", "/var/lib/zypp/AnonymousUniqueId", "/var/lib/yum/uuid",
 		"/etc/insights-client/machine-id", "/etc/insights-client/.registered", "/etc/insights-client/.unregistered", "/etc/redhat-access-insights/machine-id",
 		"/var/lib/ubuntu-advantage/private", "/var/lib/ubuntu-advantage/machine-token.json")},
 	{CapturePart{Name: "agents", What: "what Landscape, Amazon's and Teleport's agents, Tailscale, ZeroTier and Docker know the guest by"}, removing(
@@ -87,7 +88,11 @@ func (c *capturing) hostKeys() error {
 	}
 	inInitramfs := len(c.root.Glob("/etc/dropbear*/initramfs/dropbear_*_host_key*"))+len(c.root.Glob("/etc/dropbear-initramfs/dropbear_*_host_key*")) > 0
 	for _, name := range c.root.hostKeyNames() {
-		names = append(names, globQuote(name), globQuote(name)+".pub", globQuote(name)+"-cert.pub")
+		for _, file := range []string{name, name + ".pub", name + "-cert.pub"} {
+			if !c.root.isDir(file) { // sshd would not take it either
+				names = append(names, globQuote(file))
+			}
+		}
 	}
 	if err := removing(names...)(c); err != nil {
 		return err
@@ -240,6 +245,9 @@ func (c *capturing) hostname() error {
 		if short == "localhost" || short == "" || !isHostName(name) {
 			continue
 		}
+		if err := c.edit("/etc/hosts", "addresses of the instance", func(text string) string { return withoutOwnAddresses(text, name) }); err != nil {
+			return err
+		}
 		renamed, err := c.root.RenameHost(name, imageName, RenameOptions{})
 		for _, change := range renamed.Changes {
 			c.say("%s", printable(change))
@@ -249,6 +257,25 @@ func (c *capturing) hostname() error {
 		}
 	}
 	return nil
+}
+
+// withoutOwnAddresses takes the lines out of /etc/hosts that give a host an
+// address which other hosts can reach.
+func withoutOwnAddresses(text, name string) string {
+	short, _, _ := strings.Cut(name, ".")
+	return without(text, func(line string) bool {
+		line, _, _ = strings.Cut(line, "#")
+		fields := strings.Fields(strings.ToLower(line))
+		if len(fields) < 2 {
+			return false
+		}
+		addr, err := netip.ParseAddr(fields[0])
+		if err != nil || addr.IsLoopback() {
+			return false
+		}
+		// Another host may have the short name as an alias, behind its own.
+		return slices.Contains(fields[1:], name) || fields[1] == short
+	})
 }
 
 // iscsi leaves the name to be made at the first start: Debian's does where the
@@ -274,8 +301,12 @@ func (c *capturing) cloudInit() error {
 	if err := removing(append(slices.Clone(cloudTraces), "/var/lib/cloud/seed/*")...)(c); err != nil {
 		return err
 	}
-	if !c.root.HasCloudInit() {
+	runs, network := c.cloudInitRuns()
+	if !runs {
 		return nil
+	}
+	if err := removing("/etc/ssh/sshd_config.d/50-cloud-init.conf")(c); err != nil || !network {
+		return err
 	}
 	for file := range c.root.readMatches("/etc/sysconfig/network-scripts/ifcfg-*", configLimit) {
 		if file.err == nil && strings.Contains(file.text, "Created by cloud-init") {
@@ -285,7 +316,30 @@ func (c *capturing) cloudInit() error {
 		}
 	}
 	return removing("/etc/netplan/50-cloud-init.yaml", "/etc/network/interfaces.d/50-cloud-init*", "/etc/systemd/network/10-cloud-init-*.network",
-		"/etc/NetworkManager/system-connections/cloud-init-*.nmconnection", "/etc/ssh/sshd_config.d/50-cloud-init.conf")(c)
+		"/etc/NetworkManager/system-connections/cloud-init-*.nmconnection")(c)
+}
+
+// cloudInitRuns tells whether cloud-init is at work in the guest, and whether it
+// writes the network's files, which where it does not are all that there is.
+func (c *capturing) cloudInitRuns() (runs, network bool) {
+	if !c.root.HasCloudInit() || c.root.Exists("/etc/cloud/cloud-init.disabled") {
+		return false, false
+	}
+	kernel := strings.Fields(strings.Join(c.root.kernelCommandLines(), " "))
+	if slices.Contains(kernel, "cloud-init=disabled") {
+		return false, false
+	}
+	files, err := c.root.CloudConfig()
+	if err != nil || slices.Contains(kernel, "network-config=disabled") {
+		return true, false
+	}
+	return true, !slices.ContainsFunc(files, func(f CloudConfigFile) bool {
+		if f.Document == nil {
+			return false
+		}
+		said := YAMLValue(f.Document.Content[0], "network", "config")
+		return said != nil && said.Value == "disabled"
+	})
 }
 
 // logs comes to the journal first, of which no file is ever empty.
@@ -293,15 +347,54 @@ func (c *capturing) logs() error {
 	if err := emptying(true, "/var/log/journal", "/run/log/journal")(c); err != nil {
 		return err
 	}
-	name, ok := c.locate("/var/log")
-	if info, err := c.root.Lstat(name); !ok || err != nil || !info.IsDir() {
-		return nil
+	if name, ok := c.logDir(); ok {
+		n, err := c.sweep(name, clearLog)
+		if n > 0 {
+			c.say("emptied or removed %s below %s", count(n), printable(name))
+		}
+		if err != nil {
+			return err
+		}
 	}
-	n, err := c.sweep(name, clearLog)
-	if n > 0 {
-		c.say("emptied or removed %s below %s", count(n), name)
+	return removing("/var/lib/logrotate/status", "/var/lib/logrotate/logrotate.status", "/var/lib/logrotate.status",
+		"/var/account/pacct*", "/var/lib/lastlog/lastlog2.db", "/var/lib/wtmpdb/wtmp.db")(c)
+}
+
+// logDir is where the guest has /var/log. A link that others than root may have
+// made, or that leads to a directory of all kinds of files, is left.
+func (c *capturing) logDir() (string, bool) {
+	name, err := c.root.resolve("/var/log")
+	if err == nil && strings.Count(name, "/") > 1 {
+		info, err := c.root.Lstat(name)
+		return name, err == nil && info.IsDir()
 	}
-	return errors.Join(err, removing("/var/lib/logrotate/status", "/var/lib/logrotate/logrotate.status", "/var/lib/logrotate.status")(c))
+	if loose := (looseLink{}); err == nil || errors.As(err, &loose) {
+		c.say("left /var/log: it is a link")
+	}
+	return "", false
+}
+
+// macNames are where a file says the MAC address of an interface that it is for,
+// in words that have others around them.
+var macNames = []struct {
+	pattern string
+	text    *regexp.Regexp
+}{
+	{"/etc/netplan/*.yaml", regexp.MustCompile(`(?m)^[^#\n]*\bmacaddress["']?\s*:\s*["']?[0-9A-Fa-f]{2}:`)},
+	{"/etc/systemd/network/*.network", regexp.MustCompile(`(?m)^[ \t]*(?:Permanent)?MACAddress[ \t]*=[ \t]*[0-9A-Fa-f]{2}`)},
+	{"/etc/systemd/network/*.network.d/*.conf", regexp.MustCompile(`(?m)^[ \t]*(?:Permanent)?MACAddress[ \t]*=[ \t]*[0-9A-Fa-f]{2}`)},
+}
+
+// warnOfMACs names files by which a guest with another MAC address than the
+// instance's has no network.
+func (c *capturing) warnOfMACs() {
+	for _, m := range macNames {
+		for file := range c.root.readMatches(m.pattern, configLimit) {
+			if file.err == nil && m.text.MatchString(file.text) {
+				c.say("warning: %s names a MAC address and stays: change it before the capture, else a guest with another one may have no network", printable(file.name))
+			}
+		}
+	}
 }
 
 // userKeys are told by what ssh-keygen calls them.

@@ -98,14 +98,18 @@ func removeFile(dir int, base string, st *unix.Stat_t) (bool, error) {
 	return true, unix.Unlinkat(dir, base, 0)
 }
 
+// binlogs are no logs: databases begin with them, and Debian has them there.
+var binlogs = regexp.MustCompile(`(?:^|-)(?:bin|binlog|relay-log|relay-bin)\.(?:[0-9]{6,}|index|state)$`)
+
 // rotated are the names of logs that nothing writes to any more.
-var rotated = regexp.MustCompile(`\.(?:[0-9]+|gz|xz|zst|bz2|old)$|-[0-9]{8}(?:[.-]|$)`)
+var rotated = regexp.MustCompile(`\.(?:[0-9]{1,4}|gz|xz|zst|bz2|old)$|-[0-9]{8}(?:[.-]|$)`)
 
 // clearLog removes a log that was put aside, and empties one that is written to,
 // which keeps its owner and mode: some daemons cannot make theirs. One that has
-// another name too is removed, since that may be any file.
+// another name too is removed, since that may be any file. What a database needs
+// stays.
 func clearLog(dir int, base string, st *unix.Stat_t) (bool, error) {
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || binlogs.MatchString(base) {
 		return false, nil
 	}
 	if st.Nlink > 1 || rotated.MatchString(base) {

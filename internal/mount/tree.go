@@ -47,6 +47,8 @@ type Tree struct {
 	parts  []*Part
 	mounts []Mount
 	left   []string
+	// elsewhere are the mount points of file systems that were not found here.
+	elsewhere []string
 	// beside are pieces of other disks, which are mounted too.
 	beside []*Part
 	flags  uintptr
@@ -76,8 +78,14 @@ type Mount struct {
 func (t *Tree) Mounts() []Mount { return t.mounts }
 
 // Left are the mount points of file systems of this disk that could not be
-// mounted.
-func (t *Tree) Left() []string { return t.left }
+// mounted. Where a part of the disk cannot be looked into, those that were not
+// found may be in it, and count.
+func (t *Tree) Left() []string {
+	if len(t.elsewhere) > 0 && len(t.unseen()) > 0 {
+		return slices.Concat(t.left, t.elsewhere)
+	}
+	return t.left
+}
 
 // Options are choices for a whole tree.
 type Options struct {
@@ -359,9 +367,15 @@ func (t *Tree) unreplayed(part *Part) string {
 	return filesystem.Unreplayed(io.NewSectionReader(t.disk, int64(part.Start), int64(part.Length)), part.Length, part.Info.Kind)
 }
 
-// keep has dir unmounted at the end.
+// keep has dir unmounted at the end, after all that was written there is stored:
+// to unmount it does not tell when that failed.
 func (t *Tree) keep(dir string) {
-	t.steps.Push("unmount "+dir, func() error { return unmount(dir) })
+	t.steps.Push("unmount "+dir, func() error {
+		if t.readOnly {
+			return unmount(dir)
+		}
+		return errors.Join(syncFileSystem(dir), unmount(dir))
+	})
 }
 
 func (t *Tree) openRoot() error {
@@ -391,7 +405,9 @@ func (t *Tree) mountFSTab(ctx context.Context) error {
 	})
 	for _, entry := range entries {
 		if err := t.mountEntry(ctx, entry); err != nil {
-			if !errors.Is(err, errElsewhere) {
+			if errors.Is(err, errElsewhere) {
+				t.elsewhere = append(t.elsewhere, entry.Mountpoint)
+			} else {
 				t.left = append(t.left, entry.Mountpoint)
 			}
 			slog.Warn("left a file system of the guest's fstab unmounted", "mountpoint", entry.Mountpoint, "cause", err)

@@ -26,6 +26,7 @@ type capturing struct {
 	inst  osapi.Instance
 	set   *settings.Settings
 	made  *capture.Capture
+	disks []*block.Source
 	steps *undo.Stack
 }
 
@@ -49,6 +50,9 @@ func Capture(ctx context.Context, env Env, order capture.Order) (err error) {
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	if err := c.checkStillIdle(); err != nil {
+		return classify(Disk, err)
 	}
 	names, err := c.made.Publish(&steps)
 	if err != nil {
@@ -107,12 +111,26 @@ func (c *capturing) openDisks() error {
 			return err
 		}
 		c.steps.Push("close the disk", src.Close)
+		c.disks = append(c.disks, src)
 		if err := c.made.Add(n, src); err != nil {
 			return err
 		}
 	}
 	if c.order.Running {
 		slog.Warn("the instance runs: each disk is copied as it is written to, and the image is as after a power cut, or worse where the guest is busy; stop it for an image that is sure to be whole")
+	}
+	return nil
+}
+
+// checkStillIdle makes sure that no disk was written to while it was copied.
+func (c *capturing) checkStillIdle() error {
+	if c.order.Running {
+		return nil
+	}
+	for _, src := range c.disks {
+		if err := src.CheckIdle(); err != nil {
+			return fmt.Errorf("cannot use the copy of the disk %s, whose instance was started meanwhile: %w", src.Path(), err)
+		}
 	}
 	return nil
 }
@@ -153,15 +171,21 @@ func (c *capturing) checkFound(ctx context.Context, names []string) {
 	set := &settings.Settings{ImageName: c.order.Name, ImageDir: c.order.Dir, Arch: c.order.Arch}
 	found, err := findImage(ctx, set)
 	switch {
-	case err != nil || !slices.Contains(names, found.Path):
-		slog.Warn("create finds another image of that name first, where IMAGE_TYPE does not say which is meant", "image", cmp.Or(found.Path, "none"))
+	case err != nil:
+		slog.Warn("cannot tell whether create finds the image", "cause", err)
+	case !slices.Contains(names, found.Path):
+		slog.Warn("create finds another image of that name first, where IMAGE_TYPE does not say which is meant", "image", found.Path)
 	case filepath.Clean(c.order.Dir) != filepath.Clean(c.set.ImageDir):
 		slog.Info("create does not look there: it takes images of IMAGE_DIR, or IMAGE_FILE", "IMAGE_DIR", c.set.ImageDir)
 	}
 }
 
-// classifyCapture tells a disk that cannot be read from all else.
+// classifyCapture tells a disk that cannot be read, or is not what was thought,
+// from all else.
 func classifyCapture(err error) error {
+	if errors.As(err, new(*capture.Refusal)) {
+		return classify(Refused, err)
+	}
 	if errors.As(err, new(*capture.ReadError)) {
 		return classify(Disk, err)
 	}

@@ -40,8 +40,8 @@ const (
 var ganetiRoots = []string{"/var/lib/ganeti", "/var/log/ganeti", "/run/ganeti", "/run/lock/ganeti", "/srv/ganeti"}
 
 // Ganeti is a cluster of one node in a network namespace of its own, with the
-// hypervisors kvm and fake and the disk templates file and sharedfile. Only one
-// exists on a machine at a time.
+// hypervisors kvm and fake and the disk templates file, sharedfile and ext with
+// the provider Provider. Only one exists on a machine at a time.
 type Ganeti struct {
 	Logs string // directory of the guests' serial logs; kept until the next start
 
@@ -98,6 +98,9 @@ func (g *Ganeti) start(ctx context.Context, accel Accel) error {
 	if err := os.WriteFile(storagePaths, []byte(files+"\n"+shared+"\n"), 0o644); err != nil {
 		return err
 	}
+	if err := addProvider(); err != nil {
+		return err
+	}
 	hypervisor := "kvm:kernel_path=,serial_console=True"
 	if accel == TCG {
 		if err := os.WriteFile(wrapperPath, []byte(wrapper), 0o755); err != nil {
@@ -106,7 +109,7 @@ func (g *Ganeti) start(ctx context.Context, accel Accel) error {
 		hypervisor += ",kvm_path=" + wrapperPath
 	}
 	_, err := g.Run(ctx, "gnt-cluster", "init", "--no-ssh-init", "--no-etc-hosts",
-		"--enabled-disk-templates=file,sharedfile", "--file-storage-dir="+files, "--shared-file-storage-dir="+shared,
+		"--enabled-disk-templates=file,sharedfile,ext", "--file-storage-dir="+files, "--shared-file-storage-dir="+shared,
 		"--master-netdev="+Bridge, "--enabled-hypervisors=kvm,fake", "-N", "mode=bridged,link="+Bridge,
 		"-H", hypervisor, "-s", Gateway, Cluster)
 	if err != nil {
@@ -199,7 +202,10 @@ func dial(ctx context.Context, socket string) (net.Conn, error) {
 	}
 }
 
-// Disk returns the file that is an instance's nth disk.
+// Exports is where Ganeti keeps what it exports, a directory for each instance.
+const Exports = "/var/lib/ganeti/export"
+
+// Disk returns the file that is an instance's nth disk, or holds it.
 func (g *Ganeti) Disk(instance string, n int) (string, error) {
 	for _, dir := range []string{"file", "shared"} {
 		found, err := filepath.Glob(filepath.Join(ganetiStorage, dir, instance, fmt.Sprintf("*disk%d", n)))
@@ -207,7 +213,7 @@ func (g *Ganeti) Disk(instance string, n int) (string, error) {
 			return strings.Join(found, ""), err
 		}
 	}
-	return "", fmt.Errorf("%s has no disk %d in %s", instance, n, ganetiStorage)
+	return volumeOf(instance, n)
 }
 
 // ScriptLog returns the newest log of an OS script run for an instance, with
