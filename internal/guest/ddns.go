@@ -115,6 +115,9 @@ var dhclientFiles = []string{"/etc/dhcp/dhclient*.conf", "/etc/dhcp3/dhclient*.c
 // dhclientConf rewrites what sends a name, and sends one where nothing did for
 // all interfaces. An option 81, where one is sent, gets the whole name.
 func (d *sending) dhclientConf(text string) string {
+	if isBrokenDHClient(text) {
+		return text
+	}
 	wanted := map[string]string{"host-name": `send host-name "` + d.name + `";`, "fqdn.fqdn": `send fqdn.fqdn "` + d.fqdn + `.";`}
 	edited, said := editDHClient(text, []string{"send"}, func(name string, _ []string) string { return wanted[name] })
 	if line := wanted["host-name"] + "\n"; !said["host-name"] && edited != line && !strings.HasSuffix(edited, "\n"+line) {
@@ -126,6 +129,12 @@ func (d *sending) dhclientConf(text string) string {
 // dhclientToken is a word, a string, a comment, blanks or a single character of
 // dhclient.conf(5), in which a statement may go over several lines.
 var dhclientToken = regexp.MustCompile(`[ \t\r\n]+|#[^\n]*|"(?:[^"\\\n]|\\[^\n])*"|[A-Za-z0-9_.-]+|(?s:.)`)
+
+// isBrokenDHClient tells a file with a string that does not end, of which dhclient
+// makes nothing: what was written into it would be taken for a part of the string.
+func isBrokenDHClient(text string) bool {
+	return slices.Contains(dhclientToken.FindAllString(text, -1), `"`)
+}
 
 // editDHClient has the statements of dhclient.conf(5) that begin with one of the
 // verbs and name an option replaced by what edit makes of the option's name and

@@ -341,7 +341,7 @@ func TestSendHostnameHostile(t *testing.T) {
 
 func FuzzSendHostname(f *testing.F) {
 	for _, text := range []string{"send host-name \"a\"; # x\n", "hostname\ninterface a\n", "iface a inet dhcp\n hostname b\\\n", "BOOTPROTO=dhcp\nDHCP_HOSTNAME=\"a\"",
-		"[ipv4]\nmethod=auto\n[ipv4]\n", "[]\n=\n", "DHCLIENT_HOSTNAME_OPTION=a", "iface a\nuse dhcp", "send host-name", "{send host-name;\"", "send host-name a;send host-name b;\n\"\\", "[ipv4]\nmethod=auto\ndhcp-fqdn=a\ndhcp-hostname=b"} {
+		"[ipv4]\nmethod=auto\n[ipv4]\n", "[]\n=\n", "DHCLIENT_HOSTNAME_OPTION=a", "iface a\nuse dhcp", "send host-name", "{send host-name;\"", "send host-name a;send host-name b;\n\"\\", "\"send host-name;{", "[ipv4]\nmethod=auto\ndhcp-fqdn=a\ndhcp-hostname=b"} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
