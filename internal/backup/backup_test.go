@@ -154,7 +154,7 @@ func TestFreeIsLeftOut(t *testing.T) {
 
 // TestPublicTools has GNU tar, cat and sha256sum read a backup.
 func TestPublicTools(t *testing.T) {
-	need.Tools(t, "tar", "sha256sum", "jq")
+	need.Tools(t, "tar", "sha256sum")
 	for name, disk := range disks() {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -165,7 +165,7 @@ func TestPublicTools(t *testing.T) {
 			script := `set -e; cd "$1"
 				tar -xSf backup.tar && cat disk/* >disk.raw
 				head -c -2048 backup.tar >before && sha256sum -c SHA256SUM <before >&2
-				jq -e '.disk_size == '$(stat -c %s disk.raw) ganeti-instance-image.json >&2
+				grep -qE "\"disk_size\": $(stat -c %s disk.raw),?\$" ganeti-instance-image.json
 				sha256sum <disk.raw | cut -d' ' -f1`
 			out, err := exec.Command("bash", "-c", script, "-", dir).Output()
 			sum := sha256.Sum256(disk)
