@@ -397,7 +397,9 @@ func attached(t *testing.T) string {
 			loops += line
 		}
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	// A test's own thread may be in a mount namespace of its own, and the process's
+	// first thread may have been one.
+	mounts, err := os.ReadFile("/proc/thread-self/mountinfo")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -158,7 +158,7 @@ func (s trapSite) checkOutcome(t *testing.T, path string, o outcome) {
 // outside describes what of the node a guest could lead to.
 func (s trapSite) outside(t *testing.T) string {
 	t.Helper()
-	return shell(t, `for d in "$1" /etc /root/.ssh; do [ -d "$d" ] && find "$d" -xdev \( -type f -o -type l -o -type d \) -printf '%p %m %U:%G %s %T@ %l\n'; done | sort`, s.node)
+	return shell(t, `for d in "$1" /etc /root/.ssh; do [ -d "$d" ] && find "$d" -xdev -mindepth 1 \( -path /etc/ganeti -o -path /etc/netns \) -prune -o \( -type f -o -type l -o -type d \) -printf '%p %m %U:%G %s %T@ %l\n'; done | sort`, s.node)
 }
 
 // A guest that cannot be written to is left as it is, which is said.
