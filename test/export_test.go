@@ -306,6 +306,27 @@ func TestExportAsDump(t *testing.T) {
 	}
 }
 
+// A guest whose /boot is a link is dumped where that leads in the guest, and never
+// where it leads on the node.
+func TestExportAsDumpOfALink(t *testing.T) {
+	need.Tools(t, "restore")
+	disk, _ := bashGuest(t, 300)
+	node := t.TempDir()
+	shell(t, `echo secret > "$1/secret-of-the-node"`, node)
+	t.Run("use", func(t *testing.T) {
+		dir := t.TempDir()
+		tool(t, "mount", attachPartition(t, disk, 3), dir)
+		defer tool(t, "umount", dir)
+		shell(t, `rmdir "$1/boot"; ln -s "$2" "$1/boot"; mkdir -p "$1$2"`, dir, node)
+	})
+	b := newSite(t, "EXPORT_FORMAT=dump").export(t, exporting(disk))
+	dir := t.TempDir()
+	files := shell(t, `tar -xf "$1" -C "$2"; restore -t -y -f "$2/boot.dump" 2>/dev/null`, b.path, dir)
+	if strings.Contains(files, "secret-of-the-node") || !strings.Contains(files, "lost+found") {
+		t.Errorf("the dump of /boot has:\n%s", files)
+	}
+}
+
 // A dump is made without a change of the snapshot, also of one that was in use.
 func TestExportOfDirtySnapshotAsDump(t *testing.T) {
 	need.Tools(t, "restore")

@@ -23,6 +23,7 @@ import (
 
 	"ganeti-instance-image/internal/block"
 	"ganeti-instance-image/internal/dump"
+	"ganeti-instance-image/internal/guest"
 	"ganeti-instance-image/internal/mount"
 	"ganeti-instance-image/internal/progress"
 	"ganeti-instance-image/internal/run"
@@ -204,8 +205,7 @@ func (c *Capture) dumpBoot(ctx context.Context, tree *mount.Tree, name string, a
 		return err
 	}
 	defer boot.Close()
-	// The directory that was opened in the guest, wherever links would lead.
-	return c.dump(ctx, "/proc/self/fd/"+strconv.Itoa(int(boot.Fd())), "/boot", name, all)
+	return c.dump(ctx, guest.PathOf(boot), "/boot", name, all)
 }
 
 func (c *Capture) dump(ctx context.Context, dir, where, name string, all *undo.Stack) (err error) {

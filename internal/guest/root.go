@@ -209,6 +209,10 @@ func (r *Root) OpenDir(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
+// PathOf is a path of the node that means the open directory, wherever links of
+// the guest's would lead.
+func PathOf(dir *os.File) string { return byFD(int(dir.Fd()), "") }
+
 // ReadDir returns the names in a directory, sorted. One with more than 65536
 // of them is an error.
 func (r *Root) ReadDir(name string) ([]string, error) { return r.readDir(name, maxNames) }

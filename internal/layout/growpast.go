@@ -182,8 +182,12 @@ func (t *Table) behind(p Partition) []bundle {
 	return bundles
 }
 
-// Find returns the partition of that number, false where there is none.
+// Find returns the partition of that number, false where there is none; no table
+// has none.
 func (t *Table) Find(number int) (Partition, bool) {
+	if t == nil {
+		return Partition{}, false
+	}
 	i := slices.IndexFunc(t.Partitions, func(p Partition) bool { return p.Number == number })
 	if i < 0 {
 		return Partition{}, false

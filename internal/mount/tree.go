@@ -439,9 +439,7 @@ func (t *Tree) mountEntry(ctx context.Context, entry guest.FSTabEntry) error {
 		return err
 	}
 	defer dir.Close()
-	// The kernel resolves this link to the very directory that was opened
-	// inside the guest, so no link of the guest's leads the mount elsewhere.
-	at := "/proc/self/fd/" + strconv.Itoa(int(dir.Fd()))
+	at := guest.PathOf(dir) // no link of the guest's leads the mount elsewhere
 	where, err := os.Readlink(at)
 	if err != nil {
 		return err

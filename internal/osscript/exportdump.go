@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"ganeti-instance-image/internal/dump"
 	"ganeti-instance-image/internal/filesystem"
+	"ganeti-instance-image/internal/guest"
 	"ganeti-instance-image/internal/layout"
 	"ganeti-instance-image/internal/mount"
 	"ganeti-instance-image/internal/size"
@@ -41,7 +41,7 @@ func (e *exporting) writeDump(ctx context.Context, env Env) (n size.Bytes, err e
 	}
 	for i := range dumps {
 		d := &dumps[i]
-		if d.outline, err = dump.Scan(ctx, filepath.Join(tree.Dir, d.at), dump.ScanOptions{}); err != nil {
+		if d.outline, err = scan(ctx, tree, d.at); err != nil {
 			return 0, err
 		}
 		steps.Push("close the dump of "+d.at, d.outline.Close)
@@ -55,6 +55,17 @@ func (e *exporting) writeDump(ctx context.Context, env Env) (n size.Bytes, err e
 	out := &counter{w: e.out}
 	defer watch(n, &out.n)()
 	return n, e.writeDumps(ctx, out, dumps)
+}
+
+// scan looks at what a file system has, where it was mounted: /boot may be a link
+// of the guest's.
+func scan(ctx context.Context, tree *mount.Tree, at string) (*dump.Outline, error) {
+	dir, err := tree.Root.OpenDir(at)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return dump.Scan(ctx, guest.PathOf(dir), dump.ScanOptions{})
 }
 
 // tarRecord is what a tar consists of, in bytes.

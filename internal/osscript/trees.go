@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -390,7 +389,7 @@ func (c *creation) unpackBelow(ctx context.Context, a archive, root *guest.Root)
 		return classify(Image, err)
 	}
 	defer dir.Close()
-	return c.unpack(ctx, a, "/proc/self/fd/"+strconv.Itoa(int(dir.Fd())))
+	return c.unpack(ctx, a, guest.PathOf(dir))
 }
 
 func (c *creation) unpack(ctx context.Context, a archive, dir string) error {
