@@ -261,17 +261,35 @@ func (d *sending) dhcpcdConf(text string) string {
 // is for dhcpcd and udhcpc; dhclient has its own file.
 func (d *sending) interfaces(text string) string {
 	var out, stanza []string
-	continued := false
-	for line := range strings.Lines(text) {
-		words := strings.Fields(line)
-		if !continued && len(words) > 0 && beginsStanza(words[0]) {
+	for _, line := range interfacesLines(text) {
+		if words := interfacesWords(line); len(words) > 0 && beginsStanza(words[0]) {
 			out = append(out, d.stanza(stanza)...)
 			stanza = nil
 		}
 		stanza = append(stanza, line)
-		continued = strings.HasSuffix(strings.TrimRight(line, "\n"), "\\")
 	}
 	return strings.Join(append(out, d.stanza(stanza)...), "")
+}
+
+// interfacesLines splits a text of interfaces(5) into lines, each with those in
+// which a backslash at its end has it go on.
+func interfacesLines(text string) []string {
+	var lines []string
+	start, end := 0, 0
+	for line := range strings.Lines(text) {
+		if end += len(line); !strings.HasSuffix(line, "\\\n") {
+			lines = append(lines, text[start:end])
+			start = end
+		}
+	}
+	if start < end {
+		lines = append(lines, text[start:])
+	}
+	return lines
+}
+
+func interfacesWords(line string) []string {
+	return strings.Fields(strings.ReplaceAll(line, "\\\n", ""))
 }
 
 func beginsStanza(word string) bool {
@@ -284,36 +302,28 @@ func (d *sending) stanza(lines []string) []string {
 	if len(lines) == 0 || !isDHCPStanza(lines) {
 		return lines
 	}
-	head := 1
-	for head < len(lines) && strings.HasSuffix(lines[head-1], "\\\n") {
-		head++
+	head := strings.TrimRight(lines[0], "\n")
+	if strings.HasSuffix(head, "\\") {
+		head = strings.TrimRight(head, "\\\n") // or it would go on in our line: the file ends here
 	}
-	rest := slices.DeleteFunc(slices.Clone(lines[head:]), func(line string) bool {
-		words := strings.Fields(line)
+	options := slices.DeleteFunc(slices.Clone(lines[1:]), func(line string) bool {
+		words := interfacesWords(line)
 		return len(words) > 0 && words[0] == "hostname"
 	})
-	head--
-	return slices.Concat(lines[:head], []string{withNewline(lines[head]), "    hostname " + d.name + "\n"}, rest)
+	return slices.Concat([]string{head + "\n", "    hostname " + d.name + "\n"}, options)
 }
 
 // isDHCPStanza tells whether lines ask for DHCP: "iface eth0 inet dhcp", or
-// "use dhcp" in ifupdown-ng. A line that ends in a backslash goes on in the next.
+// "use dhcp" in ifupdown-ng.
 func isDHCPStanza(lines []string) bool {
-	head := ""
-	for _, line := range lines {
-		before, continued := strings.CutSuffix(line, "\\\n")
-		if head += before; !continued || len(head) > maxHostsLine {
-			break
-		}
-	}
-	words := strings.Fields(head)
+	words := interfacesWords(lines[0])
 	if len(words) == 0 || words[0] != "iface" {
 		return false
 	}
 	if len(words) >= 4 {
 		return words[2] == "inet" && words[3] == "dhcp"
 	}
-	return slices.ContainsFunc(lines, func(line string) bool { return slices.Equal(strings.Fields(line), []string{"use", "dhcp"}) })
+	return slices.ContainsFunc(lines, func(line string) bool { return slices.Equal(interfacesWords(line), []string{"use", "dhcp"}) })
 }
 
 // ifcfg edits an interface file of Red Hat's network-scripts, where DHCP_FQDN

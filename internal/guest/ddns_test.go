@@ -67,6 +67,8 @@ func TestSendHostname(t *testing.T) {
 		{"ifupdown, no newline", "/etc/network/interfaces.d/eth0", "iface eth0 inet dhcp", "iface eth0 inet dhcp\n    hostname web\n"},
 		{"ifupdown, a line in two", "/etc/network/interfaces", "iface eth0 inet \\\ndhcp\n up true\n", "iface eth0 inet \\\ndhcp\n    hostname web\n up true\n"},
 		{"ifupdown, a static one in two", "/etc/network/interfaces", "iface eth0 inet \\\nstatic\n up true dhcp\n", "iface eth0 inet \\\nstatic\n up true dhcp\n"},
+		{"ifupdown, a command in two", "/etc/network/interfaces", "iface eth0 inet dhcp\n up true \\\n hostname a\n hostname \\\n b\n", "iface eth0 inet dhcp\n    hostname web\n up true \\\n hostname a\n"},
+		{"ifupdown, a line that goes on past the end", "/etc/network/interfaces", "iface eth0 inet dhcp \\\n", "iface eth0 inet dhcp \n    hostname web\n"},
 		{"ifupdown-ng", "/etc/network/interfaces", "auto eth0\niface eth0\n  use dhcp\niface eth1\n  address 192.0.2.1/24\n",
 			"auto eth0\niface eth0\n    hostname web\n  use dhcp\niface eth1\n  address 192.0.2.1/24\n"},
 		{"ifcfg", "/etc/sysconfig/network-scripts/ifcfg-eth0", "DEVICE=eth0\nBOOTPROTO='dhcp'\nDHCP_HOSTNAME=old\nDHCP_HOSTNAME=old\nDHCP_SEND_HOSTNAME=no",
@@ -340,7 +342,7 @@ func TestSendHostnameHostile(t *testing.T) {
 }
 
 func FuzzSendHostname(f *testing.F) {
-	for _, text := range []string{"send host-name \"a\"; # x\n", "hostname\ninterface a\n", "iface a inet dhcp\n hostname b\\\n", "BOOTPROTO=dhcp\nDHCP_HOSTNAME=\"a\"",
+	for _, text := range []string{"send host-name \"a\"; # x\n", "hostname\ninterface a\n", "iface a inet dhcp\n hostname b\\\n", "iface a inet dhcp\v hostname b\\\n", "iface a inet dhcp \\\\", "iface a inet dhcp\n up a \\\n hostname b\n", "BOOTPROTO=dhcp\nDHCP_HOSTNAME=\"a\"",
 		"[ipv4]\nmethod=auto\n[ipv4]\n", "[]\n=\n", "DHCLIENT_HOSTNAME_OPTION=a", "iface a\nuse dhcp", "send host-name", "{send host-name;\"", "send host-name a;send host-name b;\n\"\\", "\"send host-name;{", "[ipv4]\nmethod=auto\ndhcp-fqdn=a\ndhcp-hostname=b"} {
 		f.Add(text)
 	}
