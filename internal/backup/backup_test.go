@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,8 +41,8 @@ func ranges(list ...used.Range) iter.Seq2[used.Range, error] {
 func written(t testing.TB, disk []byte, inUse iter.Seq2[used.Range, error]) []byte {
 	t.Helper()
 	var out bytes.Buffer
-	var progress Progress
-	if err := Write(t.Context(), &out, bytes.NewReader(disk), manifest(len(disk)), inUse, &progress); err != nil {
+	var done atomic.Int64
+	if err := Write(t.Context(), &out, bytes.NewReader(disk), manifest(len(disk)), inUse, &done); err != nil {
 		t.Fatal(err)
 	}
 	return out.Bytes()
@@ -351,22 +352,22 @@ func TestManifestStaysShort(t *testing.T) {
 func TestErrorsEnd(t *testing.T) {
 	disk := bytes.NewReader(make([]byte, 100<<20))
 	all := ranges(used.Range{Length: 100 << 20})
-	var progress Progress
+	var done atomic.Int64
 	cause := errors.New("cause")
 	failing := func(yield func(used.Range, error) bool) { yield(used.Range{}, cause) }
-	if err := Write(t.Context(), io.Discard, disk, manifest(100<<20), failing, &progress); !errors.Is(err, cause) {
+	if err := Write(t.Context(), io.Discard, disk, manifest(100<<20), failing, &done); !errors.Is(err, cause) {
 		t.Errorf("ranges fail: %v", err)
 	}
 	short := ranges(used.Range{Start: 99 << 20, Length: 2 << 20})
-	if err := Write(t.Context(), io.Discard, disk, manifest(101<<20), short, &progress); !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err := Write(t.Context(), io.Discard, disk, manifest(101<<20), short, &done); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("short disk: %v", err)
 	}
-	if err := Write(t.Context(), fails{cause}, bytes.NewReader(bytes.Repeat([]byte{1}, 50<<20)), manifest(50<<20), ranges(used.Range{Length: 50 << 20}), &progress); !errors.Is(err, cause) {
+	if err := Write(t.Context(), fails{cause}, bytes.NewReader(bytes.Repeat([]byte{1}, 50<<20)), manifest(50<<20), ranges(used.Range{Length: 50 << 20}), &done); !errors.Is(err, cause) {
 		t.Errorf("no room: %v", err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(cause)
-	if err := Write(ctx, io.Discard, disk, manifest(100<<20), all, &progress); !errors.Is(err, cause) {
+	if err := Write(ctx, io.Discard, disk, manifest(100<<20), all, &done); !errors.Is(err, cause) {
 		t.Errorf("cancelled: %v", err)
 	}
 }

@@ -34,12 +34,6 @@ const (
 	outBuffer = 256 << 10
 )
 
-// Progress counts while a backup is written, for others to look at.
-type Progress struct {
-	Read    atomic.Int64 // bytes of the disk, of those that are in use
-	Written atomic.Int64 // bytes of the backup
-}
-
 // Estimate is how long the backup of a disk will be, with so many bytes in use
 // and so much of a manifest. Blocks of zeros make it shorter.
 func Estimate(m Manifest, inUse size.Bytes) (size.Bytes, error) {
@@ -53,12 +47,12 @@ func Estimate(m Manifest, inUse size.Bytes) (size.Bytes, error) {
 
 // writer makes the archive.
 type writer struct {
-	m        Manifest
-	disk     io.ReaderAt
-	out      *bufio.Writer
-	sum      hash.Hash
-	progress *Progress
-	buffers  sync.Pool
+	m       Manifest
+	disk    io.ReaderAt
+	out     *bufio.Writer
+	sum     hash.Hash
+	done    *atomic.Int64 // bytes of what is in use that were read
+	buffers sync.Pool
 }
 
 // chunk is a stretch of the disk that is read.
@@ -86,8 +80,8 @@ type piece struct {
 
 // Write writes the backup of a disk that the manifest describes: of what is in
 // use all that is not zeros. An error of in use, of the disk or of out ends it.
-func Write(ctx context.Context, out io.Writer, disk io.ReaderAt, m Manifest, inUse iter.Seq2[used.Range, error], progress *Progress) error {
-	w := &writer{m: m, disk: disk, out: bufio.NewWriterSize(out, outBuffer), sum: sha256.New(), progress: progress}
+func Write(ctx context.Context, out io.Writer, disk io.ReaderAt, m Manifest, inUse iter.Seq2[used.Range, error], done *atomic.Int64) error {
+	w := &writer{m: m, disk: disk, out: bufio.NewWriterSize(out, outBuffer), sum: sha256.New(), done: done}
 	w.buffers.New = func() any { b := make([]byte, chunkSize); return &b }
 	manifest, err := m.encode()
 	if err != nil {
@@ -178,7 +172,7 @@ func (w *writer) read(c *chunk) {
 	defer close(c.done)
 	n, err := w.disk.ReadAt(c.data, int64(c.off))
 	if n == len(c.data) {
-		w.progress.Read.Add(int64(n))
+		w.done.Add(int64(n))
 		return
 	}
 	if err == nil || errors.Is(err, io.EOF) {
@@ -313,9 +307,7 @@ func (w *writer) write(parts [][]byte) error {
 	}()
 	defer func() { <-summed }()
 	for _, part := range parts {
-		n, err := w.out.Write(part)
-		w.progress.Written.Add(int64(n))
-		if err != nil {
+		if _, err := w.out.Write(part); err != nil {
 			return fmt.Errorf("cannot write the backup: %w", err)
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"log/slog"
 	"os"
@@ -234,29 +233,6 @@ func sayOutside(tree *mount.Tree) {
 	}
 }
 
-// output is a file that is written once, from the beginning on.
-type output struct {
-	file *os.File
-	sum  hash.Hash
-}
-
-func (o *output) Write(b []byte) (int, error) {
-	o.sum.Write(b)
-	return o.file.Write(b)
-}
-
-// counting counts what goes to another writer.
-type counting struct {
-	w io.Writer
-	n atomic.Int64
-}
-
-func (c *counting) Write(b []byte) (int, error) {
-	n, err := c.w.Write(b)
-	c.n.Add(int64(n))
-	return n, err
-}
-
 // stream makes an image of what write writes, compressed as the format says; a
 // dump compresses itself.
 func (c *Capture) stream(ctx context.Context, name string, total size.Bytes, all *undo.Stack, write func(io.Writer) error) error {
@@ -264,13 +240,13 @@ func (c *Capture) stream(ctx context.Context, name string, total size.Bytes, all
 	if err != nil {
 		return err
 	}
-	out := &output{file.file, sha256.New()}
-	encoder, err := c.encoder(ctx, out)
+	sum := sha256.New()
+	encoder, err := c.encoder(ctx, io.MultiWriter(sum, file.file))
 	if err != nil {
 		return err
 	}
-	counted := &counting{w: encoder}
-	stop := progress.Watch("writing "+filepath.Base(name), func() (size.Bytes, size.Bytes) { return size.Bytes(counted.n.Load()), total })
+	counted := &progress.Counter{To: encoder}
+	stop := progress.Watch("writing "+filepath.Base(name), func() (size.Bytes, size.Bytes) { return counted.Count(), total })
 	err = write(counted)
 	stop()
 	if cause := encoder.Close(); err == nil && cause != nil {
@@ -279,7 +255,7 @@ func (c *Capture) stream(ctx context.Context, name string, total size.Bytes, all
 	if err != nil {
 		return err
 	}
-	return c.finish(&product{name: name, file: file}, hex.EncodeToString(out.sum.Sum(nil)), all)
+	return c.finish(&product{name: name, file: file}, hex.EncodeToString(sum.Sum(nil)), all)
 }
 
 type plain struct{ io.Writer }

@@ -66,14 +66,8 @@ func Capture(ctx context.Context, env Env, order capture.Order) (err error) {
 }
 
 func (c *capturing) readInput(ctx context.Context, env Env) (err error) {
-	if c.inst, err = osapi.Read(env.Environ); err != nil {
+	if c.inst, c.set, err = env.read(ctx); err != nil {
 		return err
-	}
-	if c.set, err = settings.Load(ctx, env.Site, c.inst, env.Environ); err != nil {
-		return err
-	}
-	if c.set.Debug {
-		env.LogLevel.Set(slog.LevelDebug)
 	}
 	machine, err := nodeMachine()
 	if err != nil {

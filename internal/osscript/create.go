@@ -31,6 +31,23 @@ type Env struct {
 	LogLevel *slog.LevelVar // lowered where a setting asks for more
 }
 
+// read reads what Ganeti and the site say, and logs as they ask.
+func (e Env) read(ctx context.Context) (inst osapi.Instance, set *settings.Settings, err error) {
+	if inst, err = osapi.Read(e.Environ); err != nil {
+		return inst, nil, err
+	}
+	if set, err = settings.Load(ctx, e.Site, inst, e.Environ); err != nil {
+		return inst, nil, err
+	}
+	if set.Debug {
+		e.LogLevel.Set(slog.LevelDebug)
+	}
+	for _, warning := range set.Warnings() {
+		slog.Warn(warning)
+	}
+	return inst, set, nil
+}
+
 // Order is what an administrator asks for in place of what the settings say.
 type Order struct {
 	Image string // a file's path, a URL, or the name of an image; empty: as the settings have it
@@ -118,17 +135,8 @@ func Deploy(ctx context.Context, env Env, order Order) (err error) {
 
 // readInput reads all that Ganeti and the site say.
 func (c *creation) readInput(ctx context.Context) (err error) {
-	if c.inst, err = osapi.Read(c.env.Environ); err != nil {
+	if c.inst, c.set, err = c.env.read(ctx); err != nil {
 		return err
-	}
-	if c.set, err = settings.Load(ctx, c.env.Site, c.inst, c.env.Environ); err != nil {
-		return err
-	}
-	if c.set.Debug {
-		c.env.LogLevel.Set(slog.LevelDebug)
-	}
-	for _, warning := range c.set.Warnings() {
-		slog.Warn(warning)
 	}
 	if c.order.Image != "" {
 		c.set.Order(c.order.Image)

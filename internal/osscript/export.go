@@ -32,12 +32,13 @@ const SizeVariable = "EXP_SIZE_FD"
 
 // exporting is one run of export.
 type exporting struct {
-	inst  osapi.Instance
-	set   *settings.Settings
-	src   *block.Source
-	disk  *contents.Disk
-	out   io.Writer
-	inUse size.Bytes
+	inst   osapi.Instance
+	set    *settings.Settings
+	format string // of EXPORT_FORMAT's, the one that suits the disk
+	src    *block.Source
+	disk   *contents.Disk
+	out    io.Writer
+	inUse  size.Bytes
 }
 
 // Export writes the backup of one disk to out. It reads the disk that Ganeti
@@ -70,24 +71,16 @@ func Export(ctx context.Context, env Env, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	slog.Info("wrote the backup", "disk", e.inst.Export.Index, "format", e.set.ExportFormat, "in use", e.inUse, "of", e.disk.Length,
+	slog.Info("wrote the backup", "disk", e.inst.Export.Index, "format", e.format, "in use", e.inUse, "of", e.disk.Length,
 		"written", n, "took", time.Since(start).Round(time.Millisecond))
 	return nil
 }
 
 func (e *exporting) readInput(ctx context.Context, env Env) (err error) {
-	if e.inst, err = osapi.Read(env.Environ); err != nil {
+	if e.inst, e.set, err = env.read(ctx); err != nil {
 		return err
 	}
-	if e.set, err = settings.Load(ctx, env.Site, e.inst, env.Environ); err != nil {
-		return err
-	}
-	if e.set.Debug {
-		env.LogLevel.Set(slog.LevelDebug)
-	}
-	for _, warning := range e.set.Warnings() {
-		slog.Warn(warning)
-	}
+	e.format = e.suitableFormat()
 	return transferable("export", e.inst.Export)
 }
 
@@ -111,7 +104,7 @@ func (e *exporting) measure() error {
 		}
 		e.inUse += r.Length
 	}
-	if e.format() == settings.ExportDump {
+	if e.format == settings.ExportDump {
 		return nil // which has files, and no blocks
 	}
 	for _, p := range e.disk.Parts {
@@ -172,7 +165,7 @@ func (e *exporting) writeUntil(ctx context.Context, env Env) (size.Bytes, error)
 
 // write writes the backup in the format that is asked for, and returns its length.
 func (e *exporting) write(ctx context.Context, env Env) (size.Bytes, error) {
-	switch e.format() {
+	switch e.format {
 	case settings.ExportRaw:
 		return e.writeRaw(ctx, env)
 	case settings.ExportQCOW2:
@@ -183,8 +176,8 @@ func (e *exporting) write(ctx context.Context, env Env) (size.Bytes, error) {
 	return e.writeTar(ctx, env)
 }
 
-// format is the one that the settings have, where it suits the disk.
-func (e *exporting) format() string {
+// suitableFormat is the one that the settings have, where it suits the disk.
+func (e *exporting) suitableFormat() string {
 	why := ""
 	switch {
 	case e.set.ExportFormat != settings.ExportDump:
@@ -228,11 +221,11 @@ func (e *exporting) writeTar(ctx context.Context, env Env) (size.Bytes, error) {
 	if err := e.estimateTar(env, m); err != nil {
 		return 0, err
 	}
-	out := &counter{w: e.out}
-	var done backup.Progress
-	defer watch(e.inUse, &done.Read)()
+	out := &progress.Counter{To: e.out}
+	var done atomic.Int64
+	defer watch(e.inUse, func() size.Bytes { return size.Bytes(done.Load()) })()
 	err := e.compressed(out, func(w io.Writer) error { return backup.Write(ctx, w, classified{e.src}, m, e.ranges(), &done) })
-	return size.Bytes(out.n.Load()), err
+	return out.Count(), err
 }
 
 // compressed has what write writes compressed on its way, where that is wanted.
@@ -277,21 +270,9 @@ func (e *exporting) writeQCOW2(ctx context.Context, env Env) (size.Bytes, error)
 		return 0, err
 	}
 	tellSize(env, plan.Size())
-	out := &counter{w: e.out}
-	defer watch(plan.Size(), &out.n)()
+	out := &progress.Counter{To: e.out}
+	defer watch(plan.Size(), out.Count)()
 	return plan.Size(), plan.Write(ctx, out, classified{e.src})
-}
-
-// counter counts what is written.
-type counter struct {
-	w io.Writer
-	n atomic.Int64
-}
-
-func (c *counter) Write(p []byte) (int, error) {
-	n, err := c.w.Write(p)
-	c.n.Add(int64(n))
-	return n, err
 }
 
 // writeRaw writes the disk as it is, with zeros for what is free. A disk that
@@ -309,8 +290,8 @@ func (e *exporting) writeRaw(ctx context.Context, env Env) (size.Bytes, error) {
 		return 0, classify(Refused, fmt.Errorf("cannot export the disk as it is (EXPORT_FORMAT=raw): it begins as %s does, and would be taken for one; use EXPORT_FORMAT=tar", kind))
 	}
 	tellSize(env, e.disk.Length)
-	out := &counter{w: e.out}
-	defer watch(e.disk.Length, &out.n)()
+	out := &progress.Counter{To: e.out}
+	defer watch(e.disk.Length, out.Count)()
 	off := size.Bytes(0)
 	for r, err := range e.ranges() {
 		if err == nil {
@@ -362,6 +343,6 @@ func copyRange(ctx context.Context, w io.Writer, src *block.Source, r used.Range
 }
 
 // watch reports how much is done, until the returned function is called.
-func watch(total size.Bytes, done *atomic.Int64) (stop func()) {
-	return progress.Watch("exporting", func() (size.Bytes, size.Bytes) { return size.Bytes(done.Load()), total })
+func watch(total size.Bytes, done func() size.Bytes) (stop func()) {
+	return progress.Watch("exporting", func() (size.Bytes, size.Bytes) { return done(), total })
 }

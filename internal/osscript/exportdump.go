@@ -15,6 +15,7 @@ import (
 	"ganeti-instance-image/internal/guest"
 	"ganeti-instance-image/internal/layout"
 	"ganeti-instance-image/internal/mount"
+	"ganeti-instance-image/internal/progress"
 	"ganeti-instance-image/internal/size"
 	"ganeti-instance-image/internal/undo"
 )
@@ -52,8 +53,8 @@ func (e *exporting) writeDump(ctx context.Context, env Env) (n size.Bytes, err e
 	}
 	n += 2 * tarRecord
 	tellSize(env, n)
-	out := &counter{w: e.out}
-	defer watch(n, &out.n)()
+	out := &progress.Counter{To: e.out}
+	defer watch(n, out.Count)()
 	return n, e.writeDumps(ctx, out, dumps)
 }
 

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -108,3 +109,19 @@ func (m *meter) bar(since time.Duration) {
 	full := barWidth * percent / 100
 	fmt.Fprintf(m.out, "%s [%s%s] %2d%% %s\x1b[K\r", m.what, strings.Repeat("#", full), strings.Repeat(".", barWidth-full), percent, m.speed(now, since))
 }
+
+// Counter counts what goes through it to another writer.
+type Counter struct {
+	To io.Writer
+	n  atomic.Int64
+}
+
+// Write writes, as io.Writer says.
+func (c *Counter) Write(b []byte) (int, error) {
+	n, err := c.To.Write(b)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// Count is how many bytes were written so far. Another goroutine may ask.
+func (c *Counter) Count() size.Bytes { return size.Bytes(c.n.Load()) }
