@@ -93,10 +93,14 @@ func addOptions(text, options string) string {
 	return text + "options " + options + "\n"
 }
 
-// pathEdits corrects the paths in a list of words.
+// pathEdits corrects the paths in a list of words. One with a quote stays: boot
+// loaders do not agree on what that would mean.
 func (f *facts) pathEdits(text string, base int) []edit {
 	var edits []edit
 	for _, a := range splitArgs(text, base) {
+		if strings.Contains(a.text, `"`) {
+			continue
+		}
 		if mended := f.bootPath(a.text); mended != a.text {
 			edits = append(edits, edit{a.start, a.end, mended})
 		}

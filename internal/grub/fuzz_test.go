@@ -55,6 +55,7 @@ func FuzzCfg(f *testing.F) {
 func FuzzBLS(f *testing.F) {
 	seed(f, "*/boot/loader/entries/*.conf")
 	f.Add("linux /v\noptions root=a\noptions\nOPTIONS x\noptions rd.lvm.lv=a rd.lvm.lv=b")
+	f.Add("linux /a\"d /boot/b /")
 	f.Fuzz(func(t *testing.T, text string) {
 		steady(t, text, func(f *facts, text string) string { return f.mendBLS(text, true) })
 		if it, ok := menuItem("x.conf", text, "ro"); ok {
