@@ -14,11 +14,16 @@ type shellValue struct {
 }
 
 // findShell finds the last assignment to a variable in a shell file, and says
-// whether it could be read: one pieced together from several quotes is not.
+// whether it could be read: one pieced together from several quotes is not, and
+// nothing is in a file whose quotes do not end.
 func findShell(text, name string) (v shellValue, found, readable bool) {
-	for _, l := range lines(text) {
+	all, whole := shellLines(text)
+	if !whole {
+		return v, true, false
+	}
+	for _, l := range all {
 		rest, assigned := strings.CutPrefix(strings.TrimPrefix(strings.TrimLeft(l.text, " \t"), "export "), name+"=")
-		if assigned && l.start >= v.end {
+		if assigned {
 			v, readable = readShell(text, l.end-len(rest))
 			found = true
 		}
@@ -31,26 +36,26 @@ func readShell(text string, start int) (shellValue, bool) {
 	v := shellValue{start: start, end: start}
 	if start < len(text) && (text[start] == '"' || text[start] == '\'') {
 		v.quote = text[start]
-		v.end++
-	}
-	for ; v.end < len(text); v.end++ {
-		c := text[v.end]
-		switch {
-		case v.quote == 0 && strings.IndexByte(" \t\r\n;#", c) >= 0:
-			return v.bare(text[start:v.end])
-		case v.quote != 0 && c == v.quote:
-			v.text = text[start+1 : v.end]
-			v.end++
-			return v, v.end == len(text) || strings.IndexByte(" \t\r\n;", text[v.end]) >= 0
-		case c == '\\' && v.quote == '"':
-			v.end++
-		}
+		return v.quoted(text)
 	}
 	v.end = len(text)
-	if v.quote == 0 {
-		return v.bare(text[start:])
+	if n := strings.IndexAny(text[start:], " \t\r\n;#"); n >= 0 {
+		v.end = start + n
 	}
-	return v, false
+	return v.bare(text[start:v.end])
+}
+
+// quoted reads a value in quotes. Quotes within those, of a command that stands
+// there, are not for editing.
+func (v shellValue) quoted(text string) (shellValue, bool) {
+	end, ok := quotedEnd(text, v.start)
+	v.end = end
+	if !ok {
+		return v, false
+	}
+	v.text = text[v.start+1 : end-1]
+	nested := v.quote == '"' && strings.Contains(strings.NewReplacer(`\\`, "", `\"`, "").Replace(v.text), `"`)
+	return v, !nested && (end == len(text) || strings.IndexByte(" \t\r\n;", text[end]) >= 0)
 }
 
 // bare is a value without quotes. Where a command or a variable stands in it,

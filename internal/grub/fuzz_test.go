@@ -96,6 +96,7 @@ func FuzzPlain(f *testing.F) {
 	seed(f, "*/etc/default/grub")
 	seed(f, "*/etc/update-extlinux.conf")
 	seed(f, "*/etc/kernel/cmdline")
+	f.Add("GRUB_CMDLINE_LINUX_DEFAULT=\"a\nGRUB_CMDLINE_LINUX=;\"\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		if len(text) > 1<<16 {
 			return

@@ -205,6 +205,16 @@ func TestMendVariable(t *testing.T) {
 		{"substitution", "X=$(echo a b) # x\nY=1\n", "X=$(echo a b) # x\nY=1\nX=\"$X " + tail + "\"\n"},
 		{"expansion", "X=${Y:-a b}\n", "X=${Y:-a b}\nX=\"$X " + tail + "\"\n"},
 		{"open quote stays", "X=\"a\n", "X=\"a\n"},
+		{"open quote of another stays", "Y=\"a\nX=b\n", "Y=\"a\nX=b\n"},
+		{"open substitution stays", "X=b\nY=$(a\n", "X=b\nY=$(a\n"},
+		{"a line that goes on stays", "Y=a \\\n", "Y=a \\\n"},
+		{"within another's quotes", "Y=\"a\nX=;\"\n", "Y=\"a\nX=;\"\nX=\"" + tail + "\"\n"},
+		{"behind another's quotes", "Y='a\n\"b'\nX=c\n", "Y='a\n\"b'\nX=\"c " + tail + "\"\n"},
+		{"on a line that goes on", "Y=a \\\nX=b\n", "Y=a \\\nX=b\nX=\"" + tail + "\"\n"},
+		{"several lines", "X=\"a\nb\"\n", "X=\"a\nb " + tail + "\"\n"},
+		{"an apostrophe in a comment", "# it's\nX=b # it's\n", "# it's\nX=\"b " + tail + "\" # it's\n"},
+		{"an apostrophe in quotes", "Y=\"it's $(echo \"it's\")\"\nX=b\n", "Y=\"it's $(echo \"it's\")\"\nX=\"b " + tail + "\"\n"},
+		{"quotes within quotes stay", "X=\"$(echo \" b \") c\"\n", "X=\"$(echo \" b \") c\"\n"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
