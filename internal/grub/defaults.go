@@ -39,7 +39,7 @@ func readShell(text string, start int) (shellValue, bool) {
 		return v.quoted(text)
 	}
 	v.end = len(text)
-	if n := strings.IndexAny(text[start:], " \t\r\n;#"); n >= 0 {
+	if n := strings.IndexAny(text[start:], " \t\r\n;"); n >= 0 {
 		v.end = start + n
 	}
 	return v.bare(text[start:v.end])
@@ -59,10 +59,10 @@ func (v shellValue) quoted(text string) (shellValue, bool) {
 }
 
 // bare is a value without quotes. Where a command or a variable stands in it,
-// it need not end at a blank.
+// it need not end at a blank; a pipe or the like ends it and the command.
 func (v shellValue) bare(text string) (shellValue, bool) {
 	v.text, v.expands = text, strings.ContainsAny(text, "`$(){}")
-	return v, !v.expands && !strings.ContainsAny(text, `"'\`)
+	return v, !v.expands && !strings.ContainsAny(text, "\"'\\|&<>")
 }
 
 // shellArgs is the command line in a variable.

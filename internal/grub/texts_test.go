@@ -196,6 +196,8 @@ func TestMendVariable(t *testing.T) {
 		{"empty value", "X=\"\"\n", "X=\"" + tail + "\"\n"},
 		{"no value", "X=\n", "X=\"" + tail + "\"\n"},
 		{"bare", "export X=quiet # why\n", "export X=\"quiet " + tail + "\" # why\n"},
+		{"no comment", "X=a#b #c\n", "X=\"a#b " + tail + "\" #c\n"},
+		{"a list of commands stays", "X=a&Y=b\n", "X=a&Y=b\n"},
 		{"single quotes", "X='a  b'\nY=c\n", "X='a  b " + tail + "'\nY=c\n"},
 		{"double quotes", `X="a=\"b c\" $Y"` + "\n", `X="a=\"b c\" $Y ` + tail + "\"\n"},
 		{"the last counts", "X=a\nX=b\n", "X=a\nX=\"b " + tail + "\"\n"},
