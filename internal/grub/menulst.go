@@ -55,7 +55,8 @@ func legacyInitrds(all []line) []bool {
 	return found
 }
 
-// placeEdits correct the disk and partition of /boot, and a path behind them.
+// placeEdits correct the disk and partition of /boot, and a path that follows
+// them without a blank.
 func (f *facts) placeEdits(text string, at int) []edit {
 	found := legacyPlace.FindStringIndex(text)
 	if found == nil {
@@ -65,7 +66,7 @@ func (f *facts) placeEdits(text string, at int) []edit {
 	if old := text[found[0]:found[1]]; f.plainBoot && old != f.legacyName() {
 		edits = append(edits, edit{at + found[0], at + found[1], f.legacyName()})
 	}
-	name := strings.TrimSpace(text[found[1]:])
+	name := strings.TrimRight(text[found[1]:], " \t")
 	if mended := f.bootPath(name); mended != name {
 		edits = append(edits, edit{at + found[1], at + found[1] + len(name), mended})
 	}
