@@ -28,7 +28,8 @@ func (f *facts) mendExtlinux(text string) string {
 			edits = append(edits, f.listEdits(value, l.start+rest)...)
 		case "APPEND":
 			if strings.TrimSpace(value) != "-" && !isTool(labels[at].linux) {
-				edits = append(edits, f.appendEdits(value, l.start+rest, scope{initrd: labels[at].initrd, partial: at == 0})...)
+				bare := strings.HasSuffix(l.text[:rest], key)
+				edits = append(edits, f.appendEdits(value, l.start+rest, scope{initrd: labels[at].initrd, partial: at == 0}, bare)...)
 			}
 		}
 	}
@@ -70,13 +71,15 @@ func (f *facts) listEdits(value string, at int) []edit {
 	return edits
 }
 
-func (f *facts) appendEdits(value string, at int, s scope) []edit {
+// appendEdits mends the arguments of an APPEND. A bare one has no blank behind
+// it.
+func (f *facts) appendEdits(value string, at int, s scope, bare bool) []edit {
 	args := splitArgs(value, at)
-	edits := f.argEdits(args, s, at, false, plainly)
+	edits := f.argEdits(args, s, at, bare, plainly)
 	for _, a := range args {
-		name, ok := strings.CutPrefix(a.text, "initrd=")
-		if mended := f.bootPath(name); ok && mended != name {
-			edits = append(edits, edit{a.start, a.end, "initrd=" + mended})
+		names, ok := strings.CutPrefix(a.text, "initrd=")
+		if ok && !strings.Contains(names, `"`) { // SYSLINUX knows no quotes: where that name ends nobody can tell
+			edits = append(edits, f.listEdits(names, a.end-len(names))...)
 		}
 	}
 	return edits

@@ -178,8 +178,10 @@ func TestMendLegacy(t *testing.T) {
 }
 
 func TestMendExtlinux(t *testing.T) {
-	old := "serial 0 9600\nAPPEND quiet\nLABEL a\n  KERNEL /boot/vmlinuz\n  append root=/dev/sda1 initrd=/boot/i ro\nLABEL b\n  LINUX vmlinuz\n  INITRD /boot/u,/boot/i\n  APPEND root=/dev/sda1\nLABEL c\n  KERNEL memtest86\n  APPEND -\n"
-	want := "SERIAL 0 115200\nAPPEND quiet " + tail + "\nLABEL a\n  KERNEL /vmlinuz\n  append root=UUID=" + rootUUID + " initrd=/i ro " + tail + "\nLABEL b\n  LINUX vmlinuz\n  INITRD /u,/i\n  APPEND root=UUID=" + rootUUID + " " + tail + "\nLABEL c\n  KERNEL memtest86\n  APPEND -\n"
+	old := "serial 0 9600\nAPPEND quiet\nLABEL a\n  KERNEL /boot/vmlinuz\n  append root=/dev/sda1 initrd=/boot/i ro\nLABEL b\n  LINUX vmlinuz\n  INITRD /boot/u,/boot/i\n  APPEND root=/dev/sda1\nLABEL c\n  KERNEL memtest86\n  APPEND -\n" +
+		"LABEL d\n  LINUX /boot/v\n  INITRD /boot/i\n  APPEND\nLABEL e\n  LINUX /boot/v\n  APPEND initrd=/boot/u,/boot/i\nLABEL f\n  LINUX /boot/v\n  APPEND initrd=/boot/u\"v w /boot/x\n"
+	want := "SERIAL 0 115200\nAPPEND quiet " + tail + "\nLABEL a\n  KERNEL /vmlinuz\n  append root=UUID=" + rootUUID + " initrd=/i ro " + tail + "\nLABEL b\n  LINUX vmlinuz\n  INITRD /u,/i\n  APPEND root=UUID=" + rootUUID + " " + tail + "\nLABEL c\n  KERNEL memtest86\n  APPEND -\n" +
+		"LABEL d\n  LINUX /v\n  INITRD /i\n  APPEND root=UUID=" + rootUUID + " " + tail + "\nLABEL e\n  LINUX /v\n  APPEND initrd=/u,/i root=UUID=" + rootUUID + " " + tail + "\nLABEL f\n  LINUX /v\n  APPEND initrd=/boot/u\"v w /boot/x\n"
 	got := somewhere().mendExtlinux(old)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
