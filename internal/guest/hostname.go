@@ -248,12 +248,13 @@ func (h *naming) editHosts(text string) string {
 	has, loopback := false, 0
 	for line := range strings.Lines(text) {
 		if isHostsLine(line) && len(own) < maxOwnLines && h.isOwn(line) {
-			line = h.editHostsLine(splitFields(line))
+			line = shortEnough(h.editHostsLine(splitFields(line)), line)
 			has = has || h.hasBoth(line)
-			if own[line] {
+			same := strings.TrimSuffix(line, "\n") // the last may get one yet
+			if own[same] {
 				continue
 			}
-			own[line] = true
+			own[same] = true
 		}
 		out.WriteString(line)
 		if strings.HasPrefix(strings.TrimLeft(line, blanks), "127.") && len(line) <= maxHostsLine {
@@ -265,6 +266,15 @@ func (h *naming) editHosts(text string) string {
 	}
 	before, behind := out.String()[:loopback], out.String()[loopback:]
 	return withNewline(before) + h.address().String() + "\t" + strings.Join(h.names(), " ") + "\n" + behind
+}
+
+// shortEnough is a line of hosts(5) as it was edited, or as it was where it
+// would be too long to be found again.
+func shortEnough(edited, line string) string {
+	if len(edited) > maxHostsLine {
+		return line
+	}
+	return edited
 }
 
 // blanks separate the fields of hosts(5).

@@ -116,10 +116,30 @@ func allocated(step func()) size.Bytes {
 	return size.Bytes(after.TotalAlloc - before.TotalAlloc)
 }
 
+func TestEditHosts(t *testing.T) {
+	const added = "127.0.1.1\tweb.example.org web\n"
+	long := "10.0.0.7 old.example.net " + strings.Repeat("x", maxHostsLine-26) + "\n"
+	for text, want := range map[string]string{
+		"":                             added,
+		"127.0.0.1 old\n127.0.0.1 old": "127.0.0.1 web\n" + added,
+		"127.0.0.1 old\n::1 old":       "127.0.0.1 web\n" + added + "::1 web",
+		long:                           added + long,
+	} {
+		h := &naming{fqdn: "web.example.org", short: "web", old: []string{"old.example.net", "old"}}
+		if got := h.editHosts(text); got != want {
+			t.Errorf("%q becomes %q, want %q", text, got, want)
+		}
+		if again := h.editHosts(want); again != want {
+			t.Errorf("and then %q", again)
+		}
+	}
+}
+
 func FuzzHosts(f *testing.F) {
 	f.Add("127.0.0.1\tlocalhost\n127.0.1.1\told.example.net\told\n10.0.0.7 old # old\n")
 	f.Add("::1 old\r\n fe80::1%eth0 old.x old.y\n127.0.1.1\n127.0.1.1 #\n127.9.9.9")
 	f.Add("0 old\n0 old")
+	f.Add("127.0.0.1 old\n127.0.0.1 old")
 	f.Fuzz(func(t *testing.T, text string) {
 		h := &naming{fqdn: "web.example.org", short: "web", old: []string{"old.example.net", "old"}}
 		once := h.editHosts(text)

@@ -394,7 +394,7 @@ func (h *renaming) hosts(text string) string {
 		if n == moving {
 			pieces[1] = h.address.String()
 		}
-		return h.hostsLine(pieces)
+		return shortEnough(h.hostsLine(pieces), line)
 	})
 }
 
