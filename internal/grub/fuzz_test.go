@@ -97,6 +97,7 @@ func FuzzPlain(f *testing.F) {
 	seed(f, "*/etc/update-extlinux.conf")
 	seed(f, "*/etc/kernel/cmdline")
 	f.Add("GRUB_CMDLINE_LINUX_DEFAULT=\"a\nGRUB_CMDLINE_LINUX=;\"\n")
+	f.Add("kernel /a(hd0,2)/boot/i\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		if len(text) > 1<<16 {
 			return

@@ -92,16 +92,24 @@ func (f *facts) loadEdits(key, value string, at int, s scope) []edit {
 		return nil
 	}
 	file := words[i]
-	edits := f.placeEdits(file.text, file.start)
-	if mended := f.bootPath(file.text); len(edits) == 0 && mended != file.text {
-		edits = append(edits, edit{file.start, file.end, mended})
-	}
+	edits := f.fileEdits(file)
 	isKernel := key == "kernel" && !isTool(file.text) && !strings.Contains(file.text, "xen") ||
 		key == "module" && strings.Contains(value, "root=")
 	if !isKernel {
 		return edits
 	}
 	return append(edits, f.argEdits(words[i+1:], s, file.end, true, plainly)...)
+}
+
+// fileEdits correct a file's path, and the place it may begin with.
+func (f *facts) fileEdits(file arg) []edit {
+	if place := legacyPlace.FindStringIndex(file.text); place != nil && place[0] == 0 {
+		return f.placeEdits(file.text, file.start)
+	}
+	if mended := f.bootPath(file.text); mended != file.text {
+		return []edit{{file.start, file.end, mended}}
+	}
+	return nil
 }
 
 // kopt mends the line from which Debian's update-grub of old takes the arguments.

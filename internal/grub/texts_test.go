@@ -165,9 +165,11 @@ func TestMendCfg(t *testing.T) {
 
 func TestMendLegacy(t *testing.T) {
 	old := "# kopt=root=/dev/sda1 ro\n# groot=(hd0,0)\nsplashimage=(hd0,2)/boot/s \nroot (hd0,0) /boot/s\ntitle a\nroot (hd1,4)\nkernel --no-mem-option (hd0,0)/boot/vmlinuz root=/dev/sda1 ro \ninitrd /boot/i\n" +
-		"title b\nuuid 0\nkernel /boot/vmlinuz root=UUID=x\ntitle memtest\nkernel /boot/memtest86+.bin\ntitle Windows\nrootnoverify (hd0,0)\nchainloader +1\n"
+		"title b\nuuid 0\nkernel /boot/vmlinuz root=UUID=x\ntitle memtest\nkernel /boot/memtest86+.bin\ntitle Windows\nrootnoverify (hd0,0)\nchainloader +1\n" +
+		"title c\nkernel (hd0,0)/v root=LABEL=root " + tail + "\ninitrd /a(hd0,2)/boot/i\n"
 	want := "# kopt=root=UUID=" + rootUUID + " ro " + tail + "\n# groot=(hd0,0)\nsplashimage=(hd0,0)/s \nroot (hd0,0) /boot/s\ntitle a\nroot (hd0,0)\nkernel --no-mem-option (hd0,0)/vmlinuz root=UUID=" + rootUUID + " ro " + tail + " \ninitrd /i\n" +
-		"title b\nuuid " + bootUUID + "\nkernel /vmlinuz root=PARTUUID=" + rootPart + " " + tail + "\ntitle memtest\nkernel /memtest86+.bin\ntitle Windows\nrootnoverify (hd0,0)\nchainloader +1\n"
+		"title b\nuuid " + bootUUID + "\nkernel /vmlinuz root=PARTUUID=" + rootPart + " " + tail + "\ntitle memtest\nkernel /memtest86+.bin\ntitle Windows\nrootnoverify (hd0,0)\nchainloader +1\n" +
+		"title c\nkernel (hd0,0)/v root=LABEL=root " + tail + "\ninitrd /i\n"
 	got := somewhere().mendLegacy(old)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
