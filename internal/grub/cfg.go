@@ -405,7 +405,9 @@ func (m *cfgMender) mendSought(by, wanted word, fs Filesystem) {
 	}
 }
 
-var aHint = regexp.MustCompile(`^(--hint[a-z0-9-]*=)(.*?)(,[a-z]*\d+)*$`)
+// aHint is a hint: the option, and a disk and its partitions, in parentheses or
+// without.
+var aHint = regexp.MustCompile(`^(--hint[a-z0-9-]*=)\(?([^()]*?)(,[a-z]*\d+)*\)?$`)
 
 // mendHint corrects the partition in a hint. A hint at firmware's name of a disk
 // keeps that name; GRUB tries what hints name first, and then all there is.
@@ -414,7 +416,7 @@ func (m *cfgMender) mendHint(w word, part string) {
 	if found == nil || w.variable {
 		return
 	}
-	disk := strings.Trim(found[2], "()")
+	disk := found[2]
 	if strings.HasPrefix(disk, "hd") || strings.Contains(disk, "uuid/") || strings.HasPrefix(disk, "lvm") {
 		disk = "hd0"
 	}

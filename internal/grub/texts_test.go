@@ -129,6 +129,7 @@ func TestMendCfg(t *testing.T) {
 		{"old names that are right", "insmod part_msdos\ninsmod xfs\nset root='(hd0,1)'\n" + search, "insmod part_msdos\ninsmod xfs\nset root='(hd0,1)'\n" + search},
 		{"two maps", "insmod part_gpt\ninsmod part_msdos\ninsmod xfs\n" + search, "insmod part_gpt\ninsmod part_msdos\ninsmod xfs\n" + search},
 		{"LVM", "insmod part_gpt\ninsmod lvm\ninsmod xfs\nset root='lvmid/a/b'\nsearch --fs-uuid --hint='lvmid/a/b' --set=root 0\n", "insmod part_msdos\ninsmod lvm\ninsmod xfs\nset root='hd0,msdos1'\nsearch --fs-uuid --hint=hd0,msdos1 --set=root " + bootUUID + "\n"},
+		{"hints", "insmod part_msdos\ninsmod xfs\nsearch -u --hint='(hd3,gpt2)' --hint-efi=ahci0,gpt2 --hint=a(hd0,1) 0\n", "insmod part_msdos\ninsmod xfs\nsearch -u --hint=hd0,msdos1 --hint-efi=ahci0,msdos1 --hint=a(hd0,1) " + bootUUID + "\n"},
 		{"variable", "search --fs-uuid --set=root $uuid\nset root=$dev\n", "search --fs-uuid --set=root $uuid\nset root=$dev\n"},
 		{"by file", "menuentry 'x' {\ninsmod xfs\ninsmod part_msdos\nsearch --file --set=root /boot/vmlinuz\nlinux /boot/vmlinuz root=LABEL=root " + tail + "\ninitrd /boot/a /boot/b\n}\n", "menuentry 'x' {\ninsmod xfs\ninsmod part_msdos\nsearch --file --set=root /vmlinuz\nlinux /vmlinuz root=LABEL=root " + tail + "\ninitrd /a /b\n}\n"},
 		{"another system", "menuentry 'x' {\ninsmod ntfs\nset root='hd0,msdos1'\nsearch --fs-uuid --set=root 0\nchainloader +1\n}\n", "menuentry 'x' {\ninsmod ntfs\nset root='hd0,msdos1'\nsearch --fs-uuid --set=root 0\nchainloader +1\n}\n"},
