@@ -208,10 +208,28 @@ func (m *cfgMender) access() {
 		case search:
 			g.searches = append(g.searches, c)
 		default:
-			g.usr = g.usr || slices.ContainsFunc(c.words, func(w word) bool { return strings.Contains(w.text, "/usr/") })
+			g.usr = g.usr || m.readsUsr(c)
 		}
 	}
 	m.mendGroup(g)
+}
+
+// readsUsr tells whether a command has a file of /usr.
+func (m *cfgMender) readsUsr(c command) bool {
+	_, name, value, assigns := c.assignment()
+	switch {
+	case assigns:
+		return !strings.HasSuffix(name, "kernelopts") && m.inUsr(value)
+	case loadsLinux(c), c.name() == "serial":
+		return false
+	}
+	return slices.ContainsFunc(c.words, func(w word) bool { return m.inUsr(w.text) })
+}
+
+// inUsr tells whether a path is of /usr and none that is corrected: else the
+// group before it would be about another file system the next time.
+func (m *cfgMender) inUsr(name string) bool {
+	return strings.Contains(name, "/usr/") && !strings.Contains(name, "/boot/") && m.bootPath(name) == name
 }
 
 var (
