@@ -53,13 +53,11 @@ func lines(text string) []line {
 // firstWord cuts a line into its indentation, its first word and where the rest
 // begins in it.
 func firstWord(text string) (word string, rest int) {
-	begin := len(text) - len(strings.TrimLeft(text, " \t"))
+	const blanks = " \t\r" // as between arguments
+	begin := len(text) - len(strings.TrimLeft(text, blanks))
 	end := begin
-	for end < len(text) && text[end] != ' ' && text[end] != '\t' {
+	for end < len(text) && strings.IndexByte(blanks, text[end]) < 0 {
 		end++
 	}
-	for rest = end; rest < len(text) && (text[rest] == ' ' || text[rest] == '\t'); rest++ {
-		continue
-	}
-	return text[begin:end], rest
+	return text[begin:end], len(text) - len(strings.TrimLeft(text[end:], blanks))
 }

@@ -46,6 +46,7 @@ func FuzzCfg(f *testing.F) {
 	f.Add("linux '/boot/vmlinuz' \"root=/dev/sda1\" 'a b' \\\n c=$d ${e}\ninitrd (hd0,1)/boot/i\n")
 	f.Add("search.fs_label x root hd0,1\nset root='lvmid/a/b'\nsearch -l x\nset kernelopts=\"root=x\"")
 	f.Add("menuentry 'a' {\nlinux16 /v\ninitrd16 /i\nlinuxefi /v\n}\nterminal_output gfxterm\n")
+	f.Add("search -u --hint=a(hd0,1) x\nkernelopts=root=/usr/x\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		steady(t, text, func(f *facts, text string) string { return f.addSerial(f.mendCfg(text, false)) })
 		steady(t, text, func(f *facts, text string) string { return f.mendCfg(text, true) })
@@ -56,6 +57,7 @@ func FuzzBLS(f *testing.F) {
 	seed(f, "*/boot/loader/entries/*.conf")
 	f.Add("linux /v\noptions root=a\noptions\nOPTIONS x\noptions rd.lvm.lv=a rd.lvm.lv=b")
 	f.Add("linux /a\"d /boot/b /")
+	f.Add("linux /v\noptions rd.lvm.lv=a\rb\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		steady(t, text, func(f *facts, text string) string { return f.mendBLS(text, true) })
 		if it, ok := menuItem("x.conf", text, "ro"); ok {
