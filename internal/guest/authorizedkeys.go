@@ -280,6 +280,7 @@ func mergeKeys(old []byte, wanted []authorizedKey) ([]byte, []string) {
 		switch {
 		case done[blob] || found && (options == "" || options == w.options):
 			changes = append(changes, "found the key "+w.said)
+			done[blob] = true // with other options it is not wanted again
 			continue
 		case found:
 			before = append(before, w.line+"\n"...)

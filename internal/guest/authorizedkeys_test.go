@@ -258,7 +258,26 @@ func TestAuthorizeKeysOfWhatCannotBeWritten(t *testing.T) {
 	}
 }
 
+// The first of two wanted lines with one key counts, whether it is there or not.
+func TestMergeKeysTwice(t *testing.T) {
+	wanted, err := parseKeys([]string{"no-pty " + testKey, testKey})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for old, want := range map[string]string{
+		"":                         "no-pty " + testKey + "\n",
+		"no-x11 " + testKey + "\n": "no-pty " + testKey + "\nno-x11 " + testKey + "\n",
+	} {
+		got, _ := mergeKeys([]byte(old), wanted)
+		again, _ := mergeKeys(got, wanted)
+		if string(got) != want || string(again) != want {
+			t.Errorf("%q becomes %q and then %q, want %q", old, got, again, want)
+		}
+	}
+}
+
 func FuzzMergeKeys(f *testing.F) {
+	f.Add("no-x11 "+testKey, "no-pty "+testKey)
 	f.Add("# x\n"+testKey, otherKey)
 	f.Add("command=\"\\\"\" "+testKey+"\r\n\n", testKey)
 	f.Fuzz(func(t *testing.T, old, line string) {
