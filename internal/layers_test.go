@@ -15,7 +15,7 @@ const module = "ganeti-instance-image/internal/"
 // layers is the order of the packages: each imports packages of lower layers
 // only. docs/architecture.md says what each is for.
 var layers = map[string]int{
-	"size": 0, "undo": 0, "run": 0, "inflate": 0, "tree": 0,
+	"size": 0, "undo": 0, "run": 0, "inflate": 0, "tree": 0, "zeros": 0,
 	"need": 1, "osapi": 1, "layout": 1, "lvm": 1, "image": 1, "shellfile": 1, "luxi": 1, "dump": 1, "unpack": 1, "used": 1, "progress": 1,
 	"settings": 2, "block": 2, "guest": 2, "tarball": 2,
 	"network": 3, "filesystem": 3, "deploy": 3, "store": 3,

@@ -1,7 +1,6 @@
 package capture
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +15,7 @@ import (
 	"ganeti-instance-image/internal/progress"
 	"ganeti-instance-image/internal/size"
 	"ganeti-instance-image/internal/used"
+	"ganeti-instance-image/internal/zeros"
 )
 
 // Source is a disk that is read.
@@ -85,14 +85,14 @@ func duplicate(ctx context.Context, disk Source, ranges iter.Seq2[used.Range, er
 	return nil
 }
 
-var zeros [zeroUnit]byte
+var blank [zeroUnit]byte
 
 // writeSparse writes all but the long runs of zeros.
 func writeSparse(to io.WriterAt, b []byte, off size.Bytes) error {
 	start := 0
 	for at := 0; at < len(b); {
 		end := at
-		for end < len(b) && isZero(b[end:min(end+int(zeroUnit), len(b))]) {
+		for end < len(b) && zeros.Only(b[end:min(end+int(zeroUnit), len(b))]) {
 			end = min(end+int(zeroUnit), len(b))
 		}
 		if end-at >= int(zeroLeast) || end > at && end == len(b) {
@@ -105,8 +105,6 @@ func writeSparse(to io.WriterAt, b []byte, off size.Bytes) error {
 	}
 	return writeAt(to, b[start:], off+size.Bytes(start))
 }
-
-func isZero(b []byte) bool { return bytes.Equal(b, zeros[:len(b)]) }
 
 func writeAt(to io.WriterAt, b []byte, off size.Bytes) error {
 	if len(b) == 0 {
@@ -146,7 +144,7 @@ func punch(f *os.File, from, to size.Bytes) error {
 	}
 	for from < to { // a file system without holes
 		n := min(to-from, zeroUnit)
-		if _, err := f.WriteAt(zeros[:n], int64(from)); err != nil {
+		if _, err := f.WriteAt(blank[:n], int64(from)); err != nil {
 			return err
 		}
 		from += n

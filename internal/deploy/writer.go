@@ -1,7 +1,6 @@
 package deploy
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"runtime"
@@ -13,6 +12,7 @@ import (
 	"ganeti-instance-image/internal/image"
 	"ganeti-instance-image/internal/progress"
 	"ganeti-instance-image/internal/size"
+	"ganeti-instance-image/internal/zeros"
 )
 
 const (
@@ -186,7 +186,7 @@ func (w *writer) writeSparse(b []byte, off size.Bytes) error {
 	start := 0 // what was not written yet begins here
 	for at := 0; at < len(b); {
 		end := at
-		for end < len(b) && isZero(b[end:min(end+scanUnit, len(b))]) {
+		for end < len(b) && zeros.Only(b[end:min(end+scanUnit, len(b))]) {
 			end = min(end+scanUnit, len(b))
 		}
 		if size.Bytes(end-at) >= minZero {
@@ -224,11 +224,6 @@ func (w *writer) writeZeros(off, n size.Bytes) error {
 	w.zeroed.Add(int64(n))
 	return nil
 }
-
-var zeros [scanUnit]byte
-
-// isZero reports whether b, of at most scanUnit bytes, is zeros.
-func isZero(b []byte) bool { return bytes.Equal(b, zeros[:len(b)]) }
 
 // report tells of a long run until the returned function is called.
 func (w *writer) report() (stop func()) {

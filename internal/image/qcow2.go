@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ganeti-instance-image/internal/size"
+	"ganeti-instance-image/internal/zeros"
 )
 
 // Fields of the entries of L1 and L2 tables.
@@ -170,7 +170,7 @@ func (q *qcow2) check() error {
 			if _, err := q.f.ReadAt(b, host); err != nil {
 				return fmt.Errorf("cannot read its L2 table at offset %d: %w", q.l1[index], noEOF(err))
 			}
-			if bytes.Equal(b, zeroSlice[:len(b)]) {
+			if zeros.Only(b) {
 				hole = q.holeEnd(host)
 				continue
 			}
@@ -181,8 +181,6 @@ func (q *qcow2) check() error {
 	}
 	return nil
 }
-
-var zeroSlice [sliceBytes]byte
 
 // holeEnd is where the file has data again, at off or behind it.
 func (q *qcow2) holeEnd(off int64) int64 {

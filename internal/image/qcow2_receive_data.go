@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"ganeti-instance-image/internal/size"
+	"ganeti-instance-image/internal/zeros"
 )
 
 // step hands over what lies in the cluster at pos, or in as many as are of one
@@ -68,7 +69,7 @@ func (v *receiver) isLoose(end size.Bytes) bool {
 		return true
 	}
 	from := max(v.covered, v.pos)
-	return from < end && !allZero(v.in.at(from, end-from))
+	return from < end && !zeros.Only(v.in.at(from, end-from))
 }
 
 // hidesMore reports whether a compressed cluster is whole without the last byte,

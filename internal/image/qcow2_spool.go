@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"ganeti-instance-image/internal/size"
+	"ganeti-instance-image/internal/zeros"
 )
 
 // spool keeps parts of a stream, each at its offset. Zeros take no room.
@@ -37,7 +37,7 @@ func (s *spool) put(off size.Bytes, b []byte) error {
 	} else {
 		s.parts = append(s.parts, spooled{off, end})
 	}
-	if allZero(b) {
+	if zeros.Only(b) {
 		return nil
 	}
 	if err := s.open(off); err != nil {
@@ -122,15 +122,4 @@ func (s *spool) close() {
 	if s.f != nil {
 		s.f.Close()
 	}
-}
-
-func allZero(b []byte) bool {
-	for len(b) > 0 {
-		n := min(len(b), len(zeroSlice))
-		if !bytes.Equal(b[:n], zeroSlice[:n]) {
-			return false
-		}
-		b = b[n:]
-	}
-	return true
 }

@@ -14,6 +14,7 @@ import (
 	"ganeti-instance-image/internal/image"
 	"ganeti-instance-image/internal/size"
 	"ganeti-instance-image/internal/tree"
+	"ganeti-instance-image/internal/zeros"
 )
 
 // headers reads the headers of one entry after the other, each with a reader of
@@ -52,7 +53,7 @@ func (h *headers) next() (*tar.Header, error) {
 		return nil, h.err
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return nil, errCutHeader
-	case err == io.EOF && (!allZeros(h.raw) || len(h.raw)%blockSize != 0): // a long name, and nothing it belongs to
+	case err == io.EOF && (!zeros.Only(h.raw) || len(h.raw)%blockSize != 0): // a long name, and nothing it belongs to
 		return nil, errCutHeader
 	case errors.Is(err, tar.ErrHeader) && len(h.raw) == blockSize:
 		return nil, errors.New("there is no tar header where one should be: it is damaged, or no tar archive")

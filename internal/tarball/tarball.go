@@ -24,6 +24,7 @@ import (
 	"ganeti-instance-image/internal/image"
 	"ganeti-instance-image/internal/size"
 	"ganeti-instance-image/internal/tree"
+	"ganeti-instance-image/internal/zeros"
 )
 
 const (
@@ -255,20 +256,11 @@ func (a *Archive) end() error {
 		if n += size.Bytes(len(b)); n > maxBehind {
 			return a.unusable(fmt.Errorf("more than %s follow the end of the archive", maxBehind))
 		}
-		junk = junk || !allZeros(b)
+		junk = junk || !zeros.Only(b)
 	}
 	if junk {
 		a.warn("something follows the end of the archive, and is not unpacked")
 	}
 	a.resolve()
 	return io.EOF
-}
-
-func allZeros(b []byte) bool {
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
 }
