@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"io"
@@ -12,10 +13,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"time"
+
+	"github.com/klauspost/compress/zstd"
 
 	"ganeti-instance-image/internal/need"
 	"ganeti-instance-image/internal/size"
@@ -101,15 +106,11 @@ func (m *memory) Zero(off, n size.Bytes) error {
 }
 
 func read(t testing.TB, archive []byte) ([]byte, error) {
-	plain, err := Decompress(bytes.NewReader(archive), archive)
+	r, err := Open(bytes.NewReader(archive), archive)
 	if err != nil {
 		return nil, err
 	}
-	defer plain.Close()
-	r, err := Open(plain)
-	if err != nil {
-		return nil, err
-	}
+	defer r.Close()
 	if r.Manifest.Size > 128*size.MiB {
 		return nil, errors.New("too large for this test")
 	}
@@ -228,6 +229,90 @@ func TestCompressed(t *testing.T) {
 	}
 }
 
+// TestCompressedByOthers has a backup that was compressed again in other frames.
+func TestCompressedByOthers(t *testing.T) {
+	disk := disks()["scattered"]
+	plain := written(t, disk, ranges(used.Range{Length: size.Bytes(len(disk))}))
+	half := len(plain) / 2
+	encoder, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	frame := func(b []byte) []byte { return encoder.EncodeAll(b, nil) }
+	skipped := append(binary.LittleEndian.AppendUint32([]byte{0x51, 0x2a, 0x4d, 0x18}, 9), "something"...)
+	cases := map[string][]byte{
+		"one frame":                       frame(plain),
+		"a frame of unknown length":       streamed(t, plain),
+		"short frames and a long one":     slices.Concat(frame(plain[:1000]), frame(plain[1000:30000]), frame(plain[30000:])),
+		"a long frame and a short one":    slices.Concat(frame(plain[:len(plain)-1000]), frame(plain[len(plain)-1000:])),
+		"something to skip":               slices.Concat(frame(plain[:half]), skipped, skipped, frame(plain[half:]), skipped),
+		"a frame of nothing":              slices.Concat(frame(plain[:1000]), streamed(t, nil), frame(plain[1000:])),
+		"frames longer than they need be": slices.Concat(wordy(plain[:frameSize]), wordy(plain[frameSize:2*frameSize]), frame(plain[2*frameSize:])),
+	}
+	for name, packed := range cases {
+		t.Run(name, func(t *testing.T) {
+			if got, err := read(t, packed); err != nil || !bytes.Equal(got, disk) {
+				t.Errorf("the disk is another: %v", err)
+			}
+			for _, bad := range [][]byte{packed[:len(packed)-1], slices.Concat(packed, []byte("something else")), packed[:len(packed)/2]} {
+				if _, err := read(t, bad); !errors.Is(err, ErrDamaged) {
+					t.Errorf("%d bytes of %d: %v", len(bad), len(packed), err)
+				}
+			}
+		})
+	}
+}
+
+// streamed is a frame that does not say how long its content is.
+func streamed(t *testing.T, b []byte) []byte {
+	var out bytes.Buffer
+	w, err := zstd.NewWriter(&out, zstd.WithZeroFrames(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for len(b) > 0 && err == nil {
+		n := min(len(b), 1000)
+		_, err = w.Write(b[:n])
+		b = b[n:]
+	}
+	if closed := w.Close(); err != nil || closed != nil {
+		t.Fatal(err, closed)
+	}
+	return out.Bytes()
+}
+
+// wordy is a frame with more blocks of nothing than of anything.
+func wordy(b []byte) []byte {
+	out := append([]byte{0x28, 0xb5, 0x2f, 0xfd, 0x80, 0x58}, binary.LittleEndian.AppendUint32(nil, uint32(len(b)))...)
+	for len(b) > 0 {
+		n := min(len(b), 1000)
+		out = append(out, byte(n<<3), byte(n>>5), byte(n>>13))
+		out = append(out, b[:n]...)
+		for range 100 {
+			out = append(out, 0, 0, 0)
+		}
+		b = b[n:]
+	}
+	return append(out, 1, 0, 0)
+}
+
+// TestInputFails has an input fail in the middle: nobody takes that for damage.
+func TestInputFails(t *testing.T) {
+	cause := errors.New("cause")
+	disk := disks()["full"]
+	plain := written(t, disk, ranges(used.Range{Length: size.Bytes(len(disk))}))
+	for _, archive := range [][]byte{plain, compressed(t, plain), streamed(t, plain)} {
+		r, err := Open(io.MultiReader(bytes.NewReader(archive[:len(archive)/2]), iotest.ErrReader(cause)), archive)
+		if err == nil {
+			err = r.Copy(t.Context(), &memory{t: t, disk: make([]byte, len(disk))})
+			r.Close()
+		}
+		if !errors.Is(err, cause) || errors.Is(err, ErrDamaged) {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
 func TestCompressedDamage(t *testing.T) {
 	good := compressed(t, small(t))
 	r := rand.New(rand.NewPCG(5, 6))
@@ -326,7 +411,8 @@ func TestRefusals(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := Open(bytes.NewReader(member(ManifestName, created, text))); err == nil || !strings.Contains(err.Error(), c.want) {
+			archive := member(ManifestName, created, text)
+			if _, err := Open(bytes.NewReader(archive), archive); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
 		})

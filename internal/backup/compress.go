@@ -2,28 +2,43 @@ package backup
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"runtime"
+	"sync"
 	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
 
 	"ganeti-instance-image/internal/size"
 	"ganeti-instance-image/internal/used"
+	"ganeti-instance-image/internal/zeros"
 )
 
 const (
 	// frameSize is how much is compressed at a time, in bytes, each a frame of its
 	// own: several processors have work then.
-	frameSize = 4 << 20
+	frameSize = 1 << 20
 	// maxWorkers bounds memory: each has a frame.
 	maxWorkers = 4
-	// maxWindow is the most that a frame may ask for when it is read, in bytes.
-	maxWindow = 8 << 20
 )
+
+// buffers are for frames, as they are and compressed, that wait to be used again.
+type buffers struct{ pool sync.Pool }
+
+func (s *buffers) get() []byte {
+	if b, ok := s.pool.Get().(*[]byte); ok {
+		return (*b)[:0]
+	}
+	return make([]byte, 0, frameSize+frameSize/8)
+}
+
+func (s *buffers) put(b []byte) {
+	if cap(b) >= frameSize {
+		s.pool.Put(&b)
+	}
+}
 
 // Compressor compresses with zstd, as RFC 8878 has it, what is written to it. The
 // bytes may be in several frames, which zstd(1) and tar(1) read as one file.
@@ -31,7 +46,7 @@ type Compressor struct {
 	encoder *zstd.Encoder
 	begun   bool
 	frame   []byte
-	spent   chan []byte
+	buffers buffers
 	queue   chan chan []byte // frames in their order, each to come
 	failed  atomic.Pointer[error]
 	done    chan struct{} // closed when all is written
@@ -40,11 +55,12 @@ type Compressor struct {
 // NewCompressor begins to write to out. Close must be called, whatever happened.
 func NewCompressor(out io.Writer) (*Compressor, error) {
 	workers := min(maxWorkers, runtime.GOMAXPROCS(0))
-	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(workers))
+	encoder, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(workers),
+		zstd.WithEncoderCRC(false)) // the backup has a better one of all of it
 	if err != nil {
 		return nil, fmt.Errorf("cannot compress the backup: %w", err)
 	}
-	c := &Compressor{encoder: encoder, spent: make(chan []byte, 2*workers), queue: make(chan chan []byte, workers), done: make(chan struct{})}
+	c := &Compressor{encoder: encoder, queue: make(chan chan []byte, 2*workers), done: make(chan struct{})}
 	go func() {
 		defer close(c.done)
 		c.store(out)
@@ -62,7 +78,7 @@ func (c *Compressor) store(out io.Writer) {
 				c.failed.Store(&err)
 			}
 		}
-		c.recycle(b)
+		c.buffers.put(b)
 	}
 }
 
@@ -73,28 +89,12 @@ func (c *Compressor) error() error {
 	return nil
 }
 
-func (c *Compressor) recycle(b []byte) {
-	select {
-	case c.spent <- b:
-	default:
-	}
-}
-
-func (c *Compressor) buffer() []byte {
-	select {
-	case b := <-c.spent:
-		return b[:0]
-	default:
-		return make([]byte, 0, frameSize+frameSize/8)
-	}
-}
-
 // Write takes bytes. What could not be written shows at a later call, at last at
 // Close.
 func (c *Compressor) Write(p []byte) (int, error) {
 	for rest := p; len(rest) > 0 && c.error() == nil; {
 		if c.frame == nil {
-			c.frame = c.buffer()
+			c.frame = c.buffers.get()
 		}
 		n := min(len(rest), frameSize-len(c.frame))
 		c.frame = append(c.frame, rest[:n]...)
@@ -131,8 +131,8 @@ func (c *Compressor) send() {
 	c.frame = nil
 	c.queue <- result
 	go func() {
-		result <- c.encoder.EncodeAll(frame, c.buffer())
-		c.recycle(frame)
+		result <- c.encoder.EncodeAll(frame, c.buffers.get())
+		c.buffers.put(frame)
 	}()
 }
 
@@ -144,47 +144,6 @@ func (c *Compressor) Close() error {
 	close(c.queue)
 	<-c.done
 	return c.error()
-}
-
-// zstdMagic begins each frame.
-var zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
-
-// unpacked tells damaged data from an input that cannot be read.
-type unpacked struct {
-	io.ReadCloser
-	in *input
-}
-
-type input struct {
-	io.Reader
-	err error
-}
-
-func (in *input) Read(p []byte) (int, error) {
-	n, err := in.Reader.Read(p)
-	in.err = err
-	return n, err
-}
-
-func (u unpacked) Read(p []byte) (int, error) {
-	n, err := u.ReadCloser.Read(p)
-	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || u.in.err != nil && !errors.Is(u.in.err, io.EOF) {
-		return n, err
-	}
-	return n, damaged("its zstd data cannot be decoded: %v", err)
-}
-
-// Decompress reads a backup that may be compressed. Its Close must be called.
-func Decompress(in io.Reader, head []byte) (io.ReadCloser, error) {
-	if !Resembles(head, string(zstdMagic)) {
-		return io.NopCloser(in), nil
-	}
-	source := &input{Reader: in}
-	d, err := zstd.NewReader(source, zstd.WithDecoderConcurrency(maxWorkers), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
-	if err != nil {
-		return nil, fmt.Errorf("cannot decompress the backup: %w", err)
-	}
-	return unpacked{d.IOReadCloser(), source}, nil
 }
 
 const (
@@ -228,7 +187,7 @@ func Ratio(disk io.ReaderAt, inUse iter.Seq2[used.Range, error], total size.Byte
 func nonZero(b []byte) (n int) {
 	for len(b) > 0 {
 		part := b[:min(unit, len(b))]
-		if !isZero(part) {
+		if !zeros.Only(part) {
 			n += len(part)
 		}
 		b = b[len(part):]

@@ -13,6 +13,7 @@ import (
 	"strconv"
 
 	"ganeti-instance-image/internal/size"
+	"ganeti-instance-image/internal/zeros"
 )
 
 // Sink takes the bytes of a disk, each once and in the disk's order.
@@ -28,9 +29,12 @@ type Sink interface {
 type Reader struct {
 	Manifest Manifest
 
-	in  io.Reader
-	sum hash.Hash
-	at  int64 // how many bytes were read
+	in       blocks
+	block    []byte // that is read
+	unread   []byte // its end, to be read
+	unsummed []byte // its end that is not in the checksum
+	sum      *summer
+	at       int64 // how many bytes were read
 }
 
 // Sniffed is how much of a backup IsBackup needs to see, in bytes.
@@ -55,29 +59,45 @@ func Resembles(head []byte, text string) bool {
 	return differ <= 3
 }
 
-// Open reads a backup's manifest. The error wraps ErrDamaged where the backup is
-// to blame.
-func Open(in io.Reader) (*Reader, error) {
-	r := &Reader{in: in, sum: sha256.New()}
-	header, err := r.next(record)
+// Open reads a backup's manifest. head is what the input begins with, and comes
+// from it once more. The error wraps ErrDamaged where the backup is to blame.
+// Close must be called.
+func Open(in io.Reader, head []byte) (*Reader, error) {
+	blocks, err := unpacked(in, head)
 	if err != nil {
 		return nil, err
+	}
+	r := &Reader{in: blocks, sum: newSummer()}
+	if err := r.readManifest(); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// Close ends the reading of the input.
+func (r *Reader) Close() { r.in.close() }
+
+func (r *Reader) readManifest() error {
+	header, err := r.next(record)
+	if err != nil {
+		return err
 	}
 	n, err := octal(header[sizeAt : sizeAt+12])
 	if err != nil || n > maxManifest {
-		return nil, damaged("its manifest has no length that can be")
+		return damaged("its manifest has no length that can be")
 	}
 	padded, err := r.next(n.AlignUp(record))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if r.Manifest, err = decodeManifest(padded[:n]); err != nil {
-		return nil, err
+		return err
 	}
 	if !bytes.Equal(append(header, padded...), member(ManifestName, r.Manifest.Created, padded[:n])) {
-		return nil, damaged("its first header is not as it is written")
+		return damaged("its first header is not as it is written")
 	}
-	return r, nil
+	return nil
 }
 
 // next reads n bytes.
@@ -87,19 +107,72 @@ func (r *Reader) next(n size.Bytes) ([]byte, error) {
 }
 
 func (r *Reader) fill(b []byte) error {
-	n, err := io.ReadFull(r.in, b)
-	r.at += int64(n)
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return damaged("it ends early, after %d bytes", r.at)
+	for len(b) > 0 {
+		if len(r.unread) == 0 {
+			if err := r.turn(); err != nil {
+				return r.unreadable(err)
+			}
+		}
+		n := copy(b, r.unread)
+		b, r.unread = b[n:], r.unread[n:]
+		r.at += int64(n)
 	}
-	if errors.Is(err, ErrDamaged) {
+	return nil
+}
+
+// turn goes on to the next block.
+func (r *Reader) turn() (err error) {
+	spent := r.block
+	r.sum.add(r.unsummed, func() { r.in.release(spent) })
+	r.block, err = r.in.next()
+	r.unread, r.unsummed = r.block, r.block
+	return err
+}
+
+func (r *Reader) unreadable(err error) error {
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return damaged("it ends early, after %d bytes", r.at)
+	case errors.Is(err, ErrDamaged):
 		return err
 	}
-	if err != nil {
-		return fmt.Errorf("cannot read the backup: %w", err)
-	}
-	r.sum.Write(b)
-	return nil
+	return fmt.Errorf("cannot read the backup: %w", err)
+}
+
+// maxUnsummed bounds how many blocks wait for their checksum.
+const maxUnsummed = 4
+
+// summer makes the checksum of blocks while others are read.
+type summer struct {
+	sum   hash.Hash
+	slots chan struct{}
+	last  chan struct{} // closed when all before is added
+}
+
+func newSummer() *summer {
+	s := &summer{sum: sha256.New(), slots: make(chan struct{}, maxUnsummed), last: make(chan struct{})}
+	close(s.last)
+	return s
+}
+
+// add adds a block, and calls then when it is not needed any more.
+func (s *summer) add(b []byte, then func()) {
+	before, added := s.last, make(chan struct{})
+	s.last = added
+	s.slots <- struct{}{}
+	go func() {
+		<-before
+		s.sum.Write(b)
+		then()
+		<-s.slots
+		close(added)
+	}()
+}
+
+// get returns the checksum of all that was added.
+func (s *summer) get() []byte {
+	<-s.last
+	return s.sum.Sum(nil)
 }
 
 // octal reads a number of a header: 11 digits and a zero byte.
@@ -173,7 +246,7 @@ func (r *Reader) readMap(n, stored size.Bytes) ([][2]size.Bytes, error) {
 	switch {
 	case m.err != nil:
 		return nil, m.err
-	case size.Bytes(len(stretches)) != count || count == 0 || end != n || m.size+sum != stored || !isZero(m.rest):
+	case size.Bytes(len(stretches)) != count || count == 0 || end != n || m.size+sum != stored || !zeros.Only(m.rest):
 		return nil, damaged("the map before byte %d does not fit its piece", r.at)
 	}
 	return stretches, nil
@@ -225,7 +298,7 @@ func (r *Reader) copyData(off, n size.Bytes, stretches [][2]size.Bytes, g *gathe
 		sum, at = sum+s[1], s[0]+s[1]
 	}
 	padded, err := r.next(sum.AlignUp(record) - sum)
-	if err == nil && !isZero(padded) {
+	if err == nil && !zeros.Only(padded) {
 		err = damaged("what fills up the record before byte %d is not zeros", r.at)
 	}
 	return err
@@ -236,7 +309,8 @@ const maxPadding = size.MiB
 
 // checkEnd compares the sum, and makes sure that nothing follows but some zeros.
 func (r *Reader) checkEnd(ctx context.Context) error {
-	want := trailer(r.Manifest.Created, r.sum.Sum(nil))
+	r.sum.add(r.unsummed[:len(r.unsummed)-len(r.unread)], func() {})
+	want := trailer(r.Manifest.Created, r.sum.get())
 	got, err := r.next(size.Bytes(len(want)))
 	if err != nil {
 		return err
@@ -247,20 +321,14 @@ func (r *Reader) checkEnd(ctx context.Context) error {
 	if !bytes.Equal(got, want) {
 		return damaged("its checksum is not that of the %d bytes before it", r.at-int64(len(want)))
 	}
-	b := make([]byte, unit)
 	for padded := size.Bytes(0); ctx.Err() == nil; {
-		n, err := r.in.Read(b)
-		if padded += size.Bytes(n); !isZero(b[:n]) || padded > maxPadding {
+		if padded += size.Bytes(len(r.unread)); !zeros.Only(r.unread) || padded > maxPadding {
 			return damaged("something follows its end at byte %d", r.at)
 		}
-		if errors.Is(err, io.EOF) {
+		if err := r.turn(); err == io.EOF {
 			return nil
-		}
-		if errors.Is(err, ErrDamaged) {
-			return err
-		}
-		if err != nil {
-			return fmt.Errorf("cannot read the backup: %w", err)
+		} else if err != nil {
+			return r.unreadable(err)
 		}
 	}
 	return context.Cause(ctx)

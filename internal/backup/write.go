@@ -2,7 +2,6 @@ package backup
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -18,6 +17,7 @@ import (
 
 	"ganeti-instance-image/internal/size"
 	"ganeti-instance-image/internal/used"
+	"ganeti-instance-image/internal/zeros"
 )
 
 const (
@@ -225,14 +225,14 @@ func (p *piece) add(c *chunk) bool {
 	before := len(p.segments)
 	for at := 0; at < len(c.data); {
 		start := at
-		for at < len(c.data) && !isZero(c.data[at:c.unitEnd(at)]) {
+		for at < len(c.data) && !zeros.Only(c.data[at:c.unitEnd(at)]) {
 			at = c.unitEnd(at)
 		}
 		if at > start {
 			p.segments = append(p.segments, segment{c.off + size.Bytes(start), c.data[start:at]})
 			p.data += size.Bytes(at - start)
 		}
-		for at < len(c.data) && isZero(c.data[at:c.unitEnd(at)]) {
+		for at < len(c.data) && zeros.Only(c.data[at:c.unitEnd(at)]) {
 			at = c.unitEnd(at)
 		}
 	}
@@ -253,10 +253,6 @@ func (p *piece) full() bool {
 func (c *chunk) unitEnd(at int) int {
 	return min(int((c.off+size.Bytes(at)).AlignDown(unit)+unit-c.off), len(c.data))
 }
-
-var zeros [unit]byte
-
-func isZero(b []byte) bool { return bytes.Equal(b, zeros[:len(b)]) }
 
 func (w *writer) writePiece(p *piece) error {
 	sparse := p.sparseMap()

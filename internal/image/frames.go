@@ -303,6 +303,17 @@ type frame struct {
 	empty int // blocks of no length, up to here
 }
 
+// ZstdFrame passes skippable frames and returns the next frame of zstd data
+// (RFC 8878), to the byte, with how many bytes it says it decodes to, -1 where it
+// does not say it. The error at the end of the data is io.EOF.
+func ZstdFrame(in *bufio.Reader) (frame io.Reader, content size.Bytes, err error) {
+	h, err := zstdFraming.next(in, &allowance{skipped: maxSkipped})
+	if err != nil {
+		return nil, 0, err
+	}
+	return zstdFraming.open(in, h), size.Bytes(h.content), nil
+}
+
 func (f *framing) open(in *bufio.Reader, h frameHeader) *frame {
 	return &frame{framing: f, frameHeader: h, in: in, left: h.length}
 }

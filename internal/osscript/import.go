@@ -209,15 +209,11 @@ func (c *creation) begin(sink *deploy.Sink, total size.Bytes) error {
 }
 
 func (c *creation) receiveBackup(ctx context.Context, in *input, head []byte, sink *deploy.Sink) error {
-	plain, err := backup.Decompress(in.reader(ctx), head)
+	r, err := backup.Open(in.reader(ctx), head)
 	if err != nil {
 		return err
 	}
-	defer plain.Close()
-	r, err := backup.Open(plain)
-	if err != nil {
-		return err
-	}
+	defer r.Close()
 	slog.Info("the backup is", "of", r.Manifest.Instance, "disk", r.Manifest.Disk, "made", r.Manifest.Created, "size", r.Manifest.Size)
 	if err := c.begin(sink, r.Manifest.Size); err != nil {
 		return err
