@@ -175,8 +175,7 @@ func paxRecord(name, value string) string {
 }
 
 const (
-	sizeAt = 124 // offsets in a header, of 12, 12, 8 and 1 bytes
-	timeAt = 136
+	sizeAt = 124 // offsets in a header, of 12, 8 and 1 bytes
 	sumAt  = 148
 	typeAt = 156
 )

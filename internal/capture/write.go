@@ -123,18 +123,13 @@ func digest(ctx context.Context, f *os.File) (string, error) {
 	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// finish writes the digest, as sha256sum(1) does.
+// finish writes the digest, as sha256sum(1) does. Publish stores both.
 func (c *Capture) finish(p *product, sum string, all *undo.Stack) (err error) {
 	if p.sum, err = c.newFile(all); err != nil {
 		return err
 	}
 	if _, err := fmt.Fprintf(p.sum.file, "%s  %s\n", sum, filepath.Base(p.name)); err != nil {
 		return fmt.Errorf("cannot write the checksum: %w", err)
-	}
-	for _, f := range []*scratch{p.file, p.sum} {
-		if err := f.file.Sync(); err != nil {
-			return fmt.Errorf("cannot store the image: %w", err)
-		}
 	}
 	c.done = append(c.done, p)
 	info, err := p.file.file.Stat()

@@ -225,7 +225,7 @@ func (c *creation) tellOfDisks(tree *mount.Tree) error {
 	if c.seedDisk() == nil {
 		return nil
 	}
-	c.facts = seed.Facts{Bash: tree.Root.Exists("/bin/bash"), CloudInit: tree.Root.CloudInit()}
+	c.facts = seed.FactsOf(tree.Root)
 	changes, err := seed.Remove(tree.Root)
 	say("cloud-init", changes)
 	return err

@@ -101,7 +101,9 @@ func runCloudInit(ctx context.Context, c *customisation) error {
 	}
 	var files []seed.File // none where they are on a disk
 	if !c.set.SeedOnDisk() {
-		if files, err = seed.Files(c.set, c.inst, nics, seed.Facts{UserData: userData, Bash: c.root.Exists("/bin/bash"), CloudInit: c.root.CloudInit()}); err != nil {
+		facts := seed.FactsOf(c.root)
+		facts.UserData = userData
+		if files, err = seed.Files(c.set, c.inst, nics, facts); err != nil {
 			return err
 		}
 	}

@@ -127,7 +127,7 @@ func (c *creation) restore(ctx context.Context, in *input, head []byte) error {
 		return c.restoreDisk(ctx, func(ctx context.Context, sink *deploy.Sink) error { return c.receiveBackup(ctx, in, head, sink) })
 	case qcow2Backup:
 		return c.restoreDisk(ctx, func(ctx context.Context, sink *deploy.Sink) error {
-			return c.receiveQCOW2(ctx, in.reader(ctx), -1, sink)
+			return c.receiveQCOW2(ctx, in.reader(ctx), image.UnknownLength, sink)
 		})
 	case oldBackup:
 		return c.restoreOld(ctx, in)
@@ -359,7 +359,7 @@ func (c *creation) importSeed(root *guest.Root) error {
 	if !c.replacesSeed(root) {
 		return nil
 	}
-	files, err := seed.Files(c.set, c.inst, c.nics, seed.Facts{Bash: root.Exists("/bin/bash"), CloudInit: root.CloudInit()})
+	files, err := seed.Files(c.set, c.inst, c.nics, seed.FactsOf(root))
 	if err != nil {
 		return classify(Input, err)
 	}

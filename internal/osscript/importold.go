@@ -113,7 +113,7 @@ func (t *oldTar) next() error {
 		if _, err := io.Copy(io.Discard, t.Reader); err != nil {
 			return oldError(err)
 		}
-		behind := (t.in.n + 511) / 512 * 512
+		behind := size.Bytes(t.in.n).AlignUp(tarRecord)
 		h, err := t.Reader.Next()
 		if errors.Is(err, io.EOF) {
 			t.name = ""
@@ -136,8 +136,8 @@ func (t *oldTar) next() error {
 
 // checkEnd makes sure that the two records of zeros were there with which each
 // tar ends: archive/tar takes one that is cut off between two members for whole.
-func (t *oldTar) checkEnd(behind int64) error {
-	if t.in.n < behind+1024 {
+func (t *oldTar) checkEnd(behind size.Bytes) error {
+	if size.Bytes(t.in.n) < behind+2*tarRecord {
 		return errors.New("cannot read the backup: it is cut off: the end of its tar is missing")
 	}
 	if _, err := io.Copy(io.Discard, t.in); err != nil {

@@ -30,6 +30,11 @@ type Facts struct {
 	CloudInit guest.CloudInit // the guest's; its zero value means a current one that uses netplan
 }
 
+// FactsOf is what a guest's files tell.
+func FactsOf(root *guest.Root) Facts {
+	return Facts{Bash: root.Exists("/bin/bash"), CloudInit: root.CloudInit()}
+}
+
 // noUserData stands for absent user-data: a seed without the file is no seed.
 const noUserData = "#cloud-config\n{}\n"
 
