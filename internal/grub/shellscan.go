@@ -80,7 +80,7 @@ func (s *shellScan) toggle(c byte) {
 // or nothing, what is added to the file would go on with the line.
 func (s *shellScan) escape() {
 	s.word = true
-	s.cut = s.cut || strings.Trim(s.text[s.at:], "\n") == "" && len(s.text)-s.at < 2
+	s.cut = s.cut || len(s.text)-s.at < 2 && strings.Trim(s.text[s.at:], "\n") == ""
 	s.at = min(s.at+1, len(s.text))
 }
 

@@ -681,3 +681,15 @@ func TestLongCfg(t *testing.T) {
 		}
 	}
 }
+
+// TestLongShell is the same for what a shell reads.
+func TestLongShell(t *testing.T) {
+	const half = 1 << 19
+	for _, text := range []string{strings.Repeat("\\", half) + strings.Repeat("\n", half), strings.Repeat("$(", half), strings.Repeat("'\"", half), strings.Repeat("X=", half), strings.Repeat("X=\"\n", half/2)} {
+		start := time.Now()
+		findShell(text, "X")
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("%.10q... takes %v", text, took)
+		}
+	}
+}
