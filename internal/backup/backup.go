@@ -124,8 +124,10 @@ func decodeManifest(text []byte) (Manifest, error) {
 	switch {
 	case m.Format != format:
 		return m, damaged("its manifest does not say that it is a %s", format)
-	case m.Version != version:
-		return m, fmt.Errorf("cannot read the backup: its version is %d, and this program knows version %d: install a newer one on this node", m.Version, version)
+	case m.Version < 1:
+		return m, damaged("its manifest says version %d", m.Version)
+	case m.Version > version:
+		return m, fmt.Errorf("cannot read the backup: its version is %d, and this program knows version %d: install a newer one on this node, unless the backup is damaged", m.Version, version)
 	case m.Size <= 0:
 		return m, damaged("its manifest says that the disk has %d bytes", int64(m.Size))
 	case m.Created.Unix() < 0 || m.Created.Unix() > maxTime:

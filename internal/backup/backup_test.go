@@ -106,7 +106,7 @@ func (m *memory) Zero(off, n size.Bytes) error {
 }
 
 func read(t testing.TB, archive []byte) ([]byte, error) {
-	r, err := Open(bytes.NewReader(archive), archive)
+	r, err := Open(io.NopCloser(bytes.NewReader(archive)), archive)
 	if err != nil {
 		return nil, err
 	}
@@ -302,7 +302,7 @@ func TestInputFails(t *testing.T) {
 	disk := disks()["full"]
 	plain := written(t, disk, ranges(used.Range{Length: size.Bytes(len(disk))}))
 	for _, archive := range [][]byte{plain, compressed(t, plain), streamed(t, plain)} {
-		r, err := Open(io.MultiReader(bytes.NewReader(archive[:len(archive)/2]), iotest.ErrReader(cause)), archive)
+		r, err := Open(io.NopCloser(io.MultiReader(bytes.NewReader(archive[:len(archive)/2]), iotest.ErrReader(cause))), archive)
 		if err == nil {
 			err = r.Copy(t.Context(), &memory{t: t, disk: make([]byte, len(disk))})
 			r.Close()
@@ -310,6 +310,57 @@ func TestInputFails(t *testing.T) {
 		if !errors.Is(err, cause) || errors.Is(err, ErrDamaged) {
 			t.Errorf("got %v", err)
 		}
+	}
+}
+
+// TestInputHangs has what sends the backup wait when its beginning was refused.
+func TestInputHangs(t *testing.T) {
+	rubbish := wordy(bytes.Repeat([]byte("rubbish"), 100))
+	for _, head := range [][]byte{rubbish, append(bytes.Clone(rubbish), rubbish[:5]...), make([]byte, 1024)} {
+		in, out := io.Pipe()
+		go out.Write(head)
+		if _, err := Open(in, head); err == nil {
+			t.Error("it is taken for a backup")
+		}
+	}
+}
+
+// TestStreamFails has the input fail where the library takes any error for the
+// end.
+func TestStreamFails(t *testing.T) {
+	cause := errors.New("cause")
+	archive := append(streamed(t, small(t)), 0x51, 0x2a, 0x4d, 0x18, 100, 0, 0, 0)
+	r, err := Open(io.NopCloser(io.MultiReader(bytes.NewReader(archive), iotest.ErrReader(cause))), archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := r.Copy(t.Context(), &memory{t: t, disk: make([]byte, r.Manifest.Size)}); !errors.Is(err, cause) || errors.Is(err, ErrDamaged) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestLargeWindow has a backup whose frames need more memory than there is for it.
+func TestLargeWindow(t *testing.T) {
+	var out bytes.Buffer
+	w, err := zstd.NewWriter(&out, zstd.WithWindowSize(16<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := small(t)
+	if _, err := w.Write(plain); err != nil {
+		t.Fatal(err)
+	}
+	for range 32 {
+		if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := read(t, out.Bytes()); err == nil || errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "8 MiB") {
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -412,7 +463,7 @@ func TestRefusals(t *testing.T) {
 				t.Fatal(err)
 			}
 			archive := member(ManifestName, created, text)
-			if _, err := Open(bytes.NewReader(archive), archive); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, err := Open(io.NopCloser(bytes.NewReader(archive)), archive); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
 		})

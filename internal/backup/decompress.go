@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
 
 	"ganeti-instance-image/internal/image"
+	"ganeti-instance-image/internal/size"
 )
 
 const (
@@ -30,32 +32,32 @@ type blocks interface {
 	next() ([]byte, error)
 	// release takes back what next returned. Any goroutine may call it.
 	release(block []byte)
-	// close ends it; nothing reads the input any more then.
+	// close ends it, and closes the input: nothing reads that any more then.
 	close()
 }
 
 // unpacked are the blocks of an input that begins with head.
-func unpacked(in io.Reader, head []byte) (blocks, error) {
+func unpacked(in io.ReadCloser, head []byte) (blocks, error) {
 	if !Resembles(head, string(zstdMagic)) {
-		return &plain{in: in}, nil
+		return &plain{in: in, buffers: &buffers{}}, nil
 	}
 	workers := min(maxWorkers, runtime.GOMAXPROCS(0))
 	decoder, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(workers), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
 		return nil, fmt.Errorf("cannot decompress the backup: %w", err)
 	}
-	d := &decompressor{decoder: decoder, queue: make(chan chan decoded, workers), stop: make(chan struct{})}
+	d := &decompressor{in: &input{ReadCloser: in}, decoder: decoder, queue: make(chan chan decoded, workers), stop: make(chan struct{})}
 	go func() {
 		defer close(d.queue)
-		d.split(bufio.NewReaderSize(input{in}, inBuffer))
+		d.split(bufio.NewReaderSize(d.in, inBuffer))
 	}()
 	return d, nil
 }
 
 // plain are the blocks of what is not compressed.
 type plain struct {
-	in      io.Reader
-	buffers buffers
+	in      io.ReadCloser
+	buffers *buffers
 	err     error // that followed the last block
 }
 
@@ -64,10 +66,10 @@ func (p *plain) next() ([]byte, error) {
 		return nil, p.err
 	}
 	block := p.buffers.get()
-	for len(block) < frameSize && p.err == nil {
+	for len(block) == 0 && p.err == nil {
 		var n int
-		n, p.err = p.in.Read(block[len(block):frameSize])
-		block = block[:len(block)+n]
+		n, p.err = p.in.Read(block[:frameSize])
+		block = block[:n]
 	}
 	if len(block) == 0 {
 		return nil, p.err
@@ -77,20 +79,19 @@ func (p *plain) next() ([]byte, error) {
 
 func (p *plain) release(block []byte) { p.buffers.put(block) }
 
-func (p *plain) close() {}
+func (p *plain) close() { p.in.Close() }
 
-// input marks its errors, which tell an input that cannot be read from damaged
-// data.
-type input struct{ io.Reader }
+// input keeps why it could not be read: the library makes of any error that its
+// data end early.
+type input struct {
+	io.ReadCloser
+	failed atomic.Pointer[error]
+}
 
-type inputError struct{ error }
-
-func (e inputError) Unwrap() error { return e.error }
-
-func (in input) Read(p []byte) (int, error) {
-	n, err := in.Reader.Read(p)
+func (in *input) Read(p []byte) (int, error) {
+	n, err := in.ReadCloser.Read(p)
 	if err != nil && !errors.Is(err, io.EOF) {
-		err = inputError{err}
+		in.failed.Store(&err)
 	}
 	return n, err
 }
@@ -98,6 +99,7 @@ func (in input) Read(p []byte) (int, error) {
 // decompressor decodes frames on several processors while they are as short as
 // Compressor makes them, and from the first longer one on one after the other.
 type decompressor struct {
+	in      *input
 	decoder *zstd.Decoder
 	buffers buffers
 	queue   chan chan decoded // frames in their order, each to come
@@ -176,24 +178,28 @@ func (d *decompressor) next() ([]byte, error) {
 		d.release(frame.data)
 		if d.err = frame.err; frame.rest != nil {
 			d.stream, d.err = zstd.NewReader(frame.rest, zstd.WithDecoderConcurrency(maxWorkers), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
-			d.rest = &plain{in: d.stream}
+			d.rest = &plain{in: d.stream.IOReadCloser(), buffers: &d.buffers}
 		}
 	}
 	if d.err != nil {
-		return nil, blamed(d.err)
+		return nil, d.blamed(d.err)
 	}
 	block, err := d.rest.next()
-	return block, blamed(err)
+	return block, d.blamed(err)
 }
 
 // blamed says whether the backup or its input is to blame for an error.
-func blamed(err error) error {
-	var reading inputError
+func (d *decompressor) blamed(err error) error {
+	failed := d.in.failed.Load()
 	switch {
-	case err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, ErrDamaged):
+	case err == nil, errors.Is(err, ErrDamaged):
 		return err
-	case errors.As(err, &reading):
-		return reading.error
+	case failed != nil:
+		return *failed
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return err
+	case errors.Is(err, zstd.ErrWindowSizeExceeded):
+		return fmt.Errorf("cannot read the backup: decoding it takes more than %s of memory: decompress it, or compress it without --long and --ultra", size.Bytes(maxWindow))
 	}
 	return undecodable(err)
 }
@@ -202,6 +208,7 @@ func (d *decompressor) release(block []byte) { d.buffers.put(block) }
 
 func (d *decompressor) close() {
 	close(d.stop)
+	d.in.Close()
 	for range d.queue {
 	}
 	if d.stream != nil {

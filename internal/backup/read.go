@@ -61,8 +61,9 @@ func Resembles(head []byte, text string) bool {
 
 // Open reads a backup's manifest. head is what the input begins with, and comes
 // from it once more. The error wraps ErrDamaged where the backup is to blame.
-// Close must be called.
-func Open(in io.Reader, head []byte) (*Reader, error) {
+// Close must be called. The input is closed then, or by Open where it fails,
+// which has to end a read that waits.
+func Open(in io.ReadCloser, head []byte) (*Reader, error) {
 	blocks, err := unpacked(in, head)
 	if err != nil {
 		return nil, err

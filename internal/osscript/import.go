@@ -209,7 +209,7 @@ func (c *creation) begin(sink *deploy.Sink, total size.Bytes) error {
 }
 
 func (c *creation) receiveBackup(ctx context.Context, in *input, head []byte, sink *deploy.Sink) error {
-	r, err := backup.Open(in.reader(ctx), head)
+	r, err := backup.Open(in.closer(ctx), head)
 	if err != nil {
 		return err
 	}

@@ -90,6 +90,24 @@ type inputReader struct {
 	in  *input
 }
 
+// closer is a reader that can be closed, also while it waits. Somebody else may
+// read on then.
+func (in *input) closer(ctx context.Context) io.ReadCloser {
+	ctx, stop := context.WithCancel(ctx)
+	return closingReader{in.reader(ctx), stop}
+}
+
+type closingReader struct {
+	io.Reader
+	stop context.CancelFunc
+}
+
+// Close never fails.
+func (r closingReader) Close() error {
+	r.stop()
+	return nil
+}
+
 func (r inputReader) Read(p []byte) (int, error) {
 	if err := r.in.next(r.ctx); err != nil {
 		return 0, err
