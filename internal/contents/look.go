@@ -125,8 +125,8 @@ type mark struct {
 // marks are those of what mkfs of another kind may have left, or what it may
 // have left of another kind. For those of swap space see pages.
 var marks = []mark{
-	{0, "\xfc\x4e\x2b\xa9", "a RAID", nil},
-	{4096, "\xfc\x4e\x2b\xa9", "a RAID", nil},
+	{0, filesystem.RAIDMark, "a RAID", nil},
+	{4096, filesystem.RAIDMark, "a RAID", nil},
 	{4096 + 24, "\xc6\x85\x73\xf6", "bcache or bcachefs", nil},
 	{512, "!Stra0tis", "Stratis", nil},
 	{0, "bluestore block device", "Ceph", nil},
@@ -170,16 +170,16 @@ func another(r io.ReaderAt, length size.Bytes, kind filesystem.Kind) (string, er
 			return m.what, nil
 		}
 	}
-	// The superblocks of md 0.90 and 1.0 are at the end: then a beginning may be that of before.
-	for _, at := range []size.Bytes{length&^(64<<10-1) - 64<<10, (length - 8<<10) &^ (4<<10 - 1)} {
+	// Where a RAID has its superblock at the end, a beginning may be that of before.
+	for _, at := range filesystem.RAIDEnds(length) {
 		if at < reach {
 			continue
 		}
-		tail := make([]byte, 4)
+		tail := make([]byte, len(filesystem.RAIDMark))
 		if err := readAt(r, tail, at); err != nil {
 			return "", err
 		}
-		if string(tail) == "\xfc\x4e\x2b\xa9" {
+		if string(tail) == filesystem.RAIDMark {
 			return "a RAID at its end", nil
 		}
 	}

@@ -2,7 +2,6 @@ package mount
 
 import (
 	"cmp"
-	"encoding/binary"
 	"fmt"
 	"io"
 
@@ -69,17 +68,16 @@ func unseenVolumes(at *io.SectionReader, part *Part) (list []string) {
 	return list
 }
 
-// raidMark begins the superblock of Linux' software RAID.
-const raidMark = 0xa92b4efc
-
-// isRAIDMember looks for that at the four places which md(4) names.
+// isRAIDMember looks for the mark of Linux' software RAID at the four places which
+// md(4) names.
 func isRAIDMember(at io.ReaderAt, length size.Bytes) bool {
-	for _, off := range []size.Bytes{0, 4 * size.KiB, (length - 8*size.KiB) &^ (4*size.KiB - 1), length&^(64*size.KiB-1) - 64*size.KiB} {
-		var b [4]byte
-		if off < 0 || off > length-4 {
+	ends := filesystem.RAIDEnds(length)
+	for _, off := range []size.Bytes{0, 4 * size.KiB, ends[0], ends[1]} {
+		var b [len(filesystem.RAIDMark)]byte
+		if off < 0 || off > length-size.Bytes(len(b)) {
 			continue
 		}
-		if _, err := at.ReadAt(b[:], int64(off)); err == nil && binary.LittleEndian.Uint32(b[:]) == raidMark {
+		if _, err := at.ReadAt(b[:], int64(off)); err == nil && string(b[:]) == filesystem.RAIDMark {
 			return true
 		}
 	}

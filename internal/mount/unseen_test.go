@@ -3,7 +3,6 @@ package mount
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -29,7 +28,7 @@ func TestUnseen(t *testing.T) {
 	const start, length = 1 << 20, 1 << 20
 	table := &layout.Table{Kind: layout.GPT, SectorSize: 512, Partitions: []layout.Partition{{Number: 2, Start: start, Length: length}}}
 	mark := func(off int) func([]byte) {
-		return func(b []byte) { binary.LittleEndian.PutUint32(b[off:], raidMark) }
+		return func(b []byte) { copy(b[off:], filesystem.RAIDMark) }
 	}
 	luks := func(b []byte) { copy(b, "LUKS\xba\xbe\x00\x01") }
 	for name, c := range map[string]struct {
