@@ -29,12 +29,11 @@ type Sink interface {
 type Reader struct {
 	Manifest Manifest
 
-	in       blocks
-	block    []byte // that is read
-	unread   []byte // its end, to be read
-	unsummed []byte // its end that is not in the checksum
-	sum      *summer
-	at       int64 // how many bytes were read
+	in     blocks
+	block  []byte // that is read, and not in the checksum yet
+	unread []byte // its end, to be read
+	sum    *summer
+	at     int64 // how many bytes were read
 }
 
 // Sniffed is how much of a backup IsBackup needs to see, in bytes.
@@ -124,9 +123,9 @@ func (r *Reader) fill(b []byte) error {
 // turn goes on to the next block.
 func (r *Reader) turn() (err error) {
 	spent := r.block
-	r.sum.add(r.unsummed, func() { r.in.release(spent) })
+	r.sum.add(spent, func() { r.in.release(spent) })
 	r.block, err = r.in.next()
-	r.unread, r.unsummed = r.block, r.block
+	r.unread = r.block
 	return err
 }
 
@@ -310,7 +309,7 @@ const maxPadding = size.MiB
 
 // checkEnd compares the sum, and makes sure that nothing follows but some zeros.
 func (r *Reader) checkEnd(ctx context.Context) error {
-	r.sum.add(r.unsummed[:len(r.unsummed)-len(r.unread)], func() {})
+	r.sum.add(r.block[:len(r.block)-len(r.unread)], func() {})
 	want := trailer(r.Manifest.Created, r.sum.get())
 	got, err := r.next(size.Bytes(len(want)))
 	if err != nil {
