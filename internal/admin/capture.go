@@ -11,8 +11,8 @@ import (
 	"ganeti-instance-image/internal/undo"
 )
 
-// isRunning is the state of an instance that is up and is to be.
-const isRunning = "running"
+// running is the status of an instance that is up and is to be.
+const running = "running"
 
 // Capture makes an image of an instance's disks on its node. The instance is
 // down, or runs where the order says that it may; then its disks stay attached.
@@ -24,7 +24,7 @@ func (m Master) Capture(ctx context.Context, name string, order capture.Order) (
 	if err != nil {
 		return err
 	}
-	order.Running = order.Running && first.status == isRunning
+	order.Running = order.Running && first.status == running
 	check := func(now *instance) error { return now.checkCapture(order.Running) }
 	args, err := json.Marshal(order)
 	if err != nil {
@@ -46,15 +46,15 @@ func (m Master) Capture(ctx context.Context, name string, order capture.Order) (
 // checkCapture refuses an instance whose disks may be in use, but for one that is
 // known to run.
 func (i *instance) checkCapture(runs bool) error {
-	if runs && i.status == isRunning {
+	if runs && i.status == running {
 		return nil
 	}
 	if i.isDown() {
 		return nil
 	}
-	running := ""
-	if i.status == isRunning {
-		running = ", or give --running, which copies the disk of a running instance as it is"
+	orRunning := ""
+	if i.status == running {
+		orRunning = ", or give --running, which copies the disk of a running instance as it is"
 	}
-	return osscript.WithClass(osscript.Disk, fmt.Errorf("cannot capture %s while its status is %s: stop it first, with gnt-instance shutdown %s%s", i.name, i.status, i.name, running))
+	return osscript.WithClass(osscript.Disk, fmt.Errorf("cannot capture %s while its status is %s: stop it first, with gnt-instance shutdown %s%s", i.name, i.status, i.name, orRunning))
 }
